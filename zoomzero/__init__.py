@@ -1,0 +1,1 @@
+"""zoomzero: video-language models that find the evidence before they answer."""
