@@ -4,4 +4,8 @@ Every op lives in a module of its own name, registers itself with torch.library 
 truth of the same name in ``zoomzero_kernels.reference``.
 """
 
-__all__: list[str] = []
+# build_info comes first: it checks that the running torch fits the native module before anything loads that module.
+from zoomzero_kernels.build_info import build_info  # isort: skip
+from zoomzero_kernels.frame_resample import frame_resample
+
+__all__ = ["build_info", "frame_resample"]

@@ -3,4 +3,6 @@
 Tests and benchmarks compare against these; the ops themselves never call them on a path a user takes.
 """
 
-__all__: list[str] = []
+from zoomzero_kernels.reference.frame_resample import frame_resample
+
+__all__ = ["frame_resample"]

@@ -1,0 +1,15 @@
+// The module zoomzero_kernels._C. Private: arguments are checked in the Python functions that call it.
+#include "bindings.h"
+
+#include "frame_resample.h"
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.doc() = "Native code of zoomzero_kernels. Private: call the functions of zoomzero_kernels instead.";
+#ifdef ZOOMZERO_WITH_CUDA
+  m.attr("WITH_CUDA") = true;
+#else
+  m.attr("WITH_CUDA") = false;
+#endif
+  m.def("cpu_capability", &zoomzero::frame_resample_cpu_capability, "Instruction set that the CPU kernels chose.");
+  zoomzero::bind_frame_resample(m);
+}

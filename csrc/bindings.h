@@ -1,0 +1,10 @@
+// One function an op: adds the op's entry points to the module. Defined in csrc/<op>_torch.cpp.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+namespace zoomzero {
+
+void bind_frame_resample(pybind11::module_& m);
+
+}  // namespace zoomzero

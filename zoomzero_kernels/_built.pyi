@@ -1,0 +1,4 @@
+VERSION: str
+TORCH_VERSION: str
+TORCH_CUDA: str
+CUDA_ARCHS: str

@@ -1,0 +1,260 @@
+"""Video frames to model inputs in one pass: gather, antialiased bicubic resize, normalise, patch order."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zoomzero_kernels import _C
+
+# Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
+_MAX_SIDE = 65_536
+_MAX_ELEMENTS = 2**62
+_OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LAYOUTS = ("patches", "tchw")
+
+
+def frame_resample(
+    frames: Tensor,
+    frame_indices: Tensor | None = None,
+    *,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: str = "patches",
+    patch_size: int = 14,
+    merge_size: int = 2,
+    temporal_patch_size: int = 2,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Resize, normalise and lay out video frames for a vision-language model, without a full-size intermediate.
+
+    The resize is the antialiased bicubic (a = -1/2) of Pillow and of torchvision's CPU uint8 path, to the last bit:
+    horizontal pass, then vertical pass, fixed-point weights, each pass rounded and clamped to uint8. Then
+    ``(x / 255 - mean) / std`` as one fused multiply-add. CPU and CUDA give the same numbers.
+
+    Args:
+        frames: uint8 [N, H, W, 3], any strides, CPU or CUDA.
+        frame_indices: int64 [n], the frames to take, in any order, repeats allowed; None takes all N. For CUDA frames it may
+            lie on the CPU (checked, then copied) or on the frames' device (not checked on the host, since that would wait
+            for the GPU: an index out of range traps in the kernel).
+        size: ``(out_h, out_w)``; in layout "patches" each side is a multiple of ``patch_size * merge_size``.
+        mean: three channel means, in units of [0, 1].
+        std: three channel standard deviations, not zero.
+        layout: "patches" gives the ``pixel_values_videos`` rows of the Qwen2-VL, 2.5-VL and 3-VL processors,
+            [ceil(n/tp) * (out_h/ps) * (out_w/ps), 3*tp*ps*ps], the last frame repeated to fill the last temporal patch;
+            "tchw" gives [n, 3, out_h, out_w].
+        patch_size: ps, pixels a patch side.
+        merge_size: patches a side that the model merges into one token; decides the order of the rows.
+        temporal_patch_size: tp, frames a patch.
+        dtype: torch.float32, torch.bfloat16 or torch.float16.
+
+    Returns:
+        The normalised frames in the layout asked for, contiguous, on the frames' device. Not differentiable.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: a shape, size, index, layout or device outside what is described above.
+
+    On CUDA the op runs on the current stream, never waits for the device, and allocates only its output. The weight tables of
+    a shape are copied to the device on its first use and kept, so call once before capturing a CUDA graph, and
+    capture with ``frame_indices`` on the device.
+    """
+    _check_sequence("size", size, 2)
+    _check_sequence("mean", mean, 3)
+    _check_sequence("std", std, 3)
+    return torch.ops.zoomzero.frame_resample(
+        frames, frame_indices, list(size), list(mean), list(std), layout, patch_size, merge_size, temporal_patch_size, dtype
+    )
+
+
+def _check_sequence(name: str, values: Sequence[float], length: int) -> None:
+    if isinstance(values, (str, bytes)) or not hasattr(values, "__len__") or len(values) != length:
+        raise ValueError(f"frame_resample: {name} must hold {length} numbers, got {values!r}; pass a tuple of {length}")
+
+
+def _check_frames(frames: Tensor) -> None:
+    if not isinstance(frames, Tensor):
+        raise TypeError(
+            f"frame_resample: frames must be a torch tensor, got {type(frames).__name__}; wrap arrays in torch.from_numpy"
+        )
+    described = f"{str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}"
+    if frames.dtype != torch.uint8:
+        raise TypeError(
+            f"frame_resample: frames must be uint8 [N, H, W, 3], got {described}; pass the decoder's frames unchanged"
+        )
+    if frames.dim() != 4 or frames.shape[3] != 3:
+        raise ValueError(
+            f"frame_resample: frames must be uint8 [N, H, W, 3], got {described}; "
+            "permute channels-first frames with frames.permute(0, 2, 3, 1), which costs no copy"
+        )
+    if not 1 <= frames.shape[1] <= _MAX_SIDE or not 1 <= frames.shape[2] <= _MAX_SIDE:
+        raise ValueError(
+            f"frame_resample: frame sides must be between 1 and {_MAX_SIDE}, got {described}; drop empty or crop huge frames"
+        )
+    if frames.device.type not in ("cpu", "cuda"):
+        raise ValueError(f"frame_resample: frames must be on cpu or cuda, got {frames.device}; move them with frames.to()")
+
+
+def _check_indices(frames: Tensor, frame_indices: Tensor | None) -> None:
+    if frame_indices is None:
+        return
+    if not isinstance(frame_indices, Tensor) or frame_indices.dtype != torch.int64:
+        got = frame_indices.dtype if isinstance(frame_indices, Tensor) else type(frame_indices).__name__
+        raise TypeError(
+            f"frame_resample: frame_indices must be an int64 tensor, got {got}; convert with torch.as_tensor(x).long()"
+        )
+    if frame_indices.dim() != 1:
+        raise ValueError(
+            f"frame_resample: frame_indices must be int64 [n], got shape {list(frame_indices.shape)}; flatten it"
+        )
+    if frame_indices.device != frames.device and frame_indices.device.type != "cpu":
+        raise ValueError(
+            f"frame_resample: frame_indices must be on the frames' device or the CPU, got {frame_indices.device} with "
+            f"frames on {frames.device}; move it with frame_indices.to(frames.device)"
+        )
+
+
+def _check_layout(size: Sequence[int], layout: str, patch_size: int, merge_size: int, temporal_patch_size: int) -> None:
+    if layout not in _LAYOUTS:
+        raise ValueError(f"frame_resample: layout must be one of {_LAYOUTS}, got {layout!r}; choose one of them")
+    out_h, out_w = size
+    if not 1 <= out_h <= _MAX_SIDE or not 1 <= out_w <= _MAX_SIDE:
+        raise ValueError(
+            f"frame_resample: size must be (out_h, out_w) between 1 and {_MAX_SIDE}, got {(out_h, out_w)}; pass pixels"
+        )
+    if layout == "tchw":
+        return
+    for name, value in (
+        ("patch_size", patch_size),
+        ("merge_size", merge_size),
+        ("temporal_patch_size", temporal_patch_size),
+    ):
+        if not 1 <= value <= 1024:
+            raise ValueError(
+                f"frame_resample: {name} must be between 1 and 1024, got {value}; take it from the model's processor config"
+            )
+    multiple = patch_size * merge_size
+    if out_h % multiple != 0 or out_w % multiple != 0:
+        nearest = tuple(max(1, round(side / multiple)) * multiple for side in (out_h, out_w))
+        raise ValueError(
+            f"frame_resample: in layout 'patches' both sides must be multiples of patch_size * merge_size = {multiple}, "
+            f"got {(out_h, out_w)}; use {nearest}"
+        )
+
+
+def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != 3 or len(std) != 3:
+        raise ValueError(
+            f"frame_resample: mean and std must hold 3 numbers each, got {len(mean)} and {len(std)}; one a colour channel"
+        )
+    if not all(math.isfinite(value) for value in (*mean, *std)) or any(value == 0.0 for value in std):
+        raise ValueError(
+            f"frame_resample: mean and std must be finite and std not zero, got {tuple(mean)} and {tuple(std)}; "
+            "take both from the model's processor config"
+        )
+
+
+def _output_shape(
+    num_frames: int, size: Sequence[int], layout: str, patch_size: int, merge_size: int, temporal_patch_size: int
+) -> list[int]:
+    out_h, out_w = size
+    if layout == "tchw":
+        return [num_frames, 3, out_h, out_w]
+    num_slices = -(-num_frames // temporal_patch_size)
+    rows = num_slices * (out_h // patch_size) * (out_w // patch_size)
+    return [rows, 3 * temporal_patch_size * patch_size * patch_size]
+
+
+def _checked_output(
+    frames: Tensor,
+    frame_indices: Tensor | None,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: str,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Check every argument that can be checked without reading data, and allocate the output."""
+    _check_frames(frames)
+    _check_indices(frames, frame_indices)
+    _check_layout(size, layout, patch_size, merge_size, temporal_patch_size)
+    _check_normalisation(mean, std)
+    if dtype not in _OUTPUT_DTYPES:
+        raise TypeError(f"frame_resample: dtype must be one of {_OUTPUT_DTYPES}, got {dtype}; convert the result instead")
+    num_frames = frames.shape[0] if frame_indices is None else frame_indices.shape[0]
+    shape = _output_shape(num_frames, size, layout, patch_size, merge_size, temporal_patch_size)
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"frame_resample: the output {shape} is too large to address; take fewer or smaller frames")
+    return frames.new_empty(shape, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=None)  # unbounded: a captured CUDA graph reads the tables for as long as it lives
+def _axis(in_size: int, out_size: int, device: torch.device) -> _C.Axis:
+    """The weight tables of one axis on a device: starts, sizes, weights, precision."""
+    taps_multiple = _C.frame_resample_cpu_taps_multiple() if device.type == "cpu" else 1
+    starts, sizes, weights, precision = _C.bicubic_axis(in_size, out_size, taps_multiple)
+    return starts.to(device), sizes.to(device), weights.to(device), precision
+
+
+def _checked_indices(frames: Tensor, frame_indices: Tensor | None) -> Tensor | None:
+    if frame_indices is None:
+        return None
+    if frame_indices.device.type == "cpu" and frame_indices.numel() > 0:
+        low, high = (int(value) for value in torch.aminmax(frame_indices))
+        if low < 0 or high >= frames.shape[0]:
+            raise ValueError(
+                f"frame_resample: frame_indices must be between 0 and {frames.shape[0] - 1}, got values from {low} to "
+                f"{high}; clamp them to the clip"
+            )
+    return frame_indices.contiguous().to(frames.device)
+
+
+@torch.library.custom_op("zoomzero::frame_resample", mutates_args=())
+def _frame_resample(
+    frames: Tensor,
+    frame_indices: Tensor | None,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    layout: str,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    out = _checked_output(
+        frames, frame_indices, size, mean, std, layout, patch_size, merge_size, temporal_patch_size, dtype
+    )
+    if frames.is_cuda and not _C.WITH_CUDA:
+        raise ValueError(
+            f"frame_resample: this build of zoomzero has no CUDA kernels, got frames on {frames.device}; install nvcc and a "
+            "CUDA build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
+        )
+    indices = _checked_indices(frames, frame_indices)
+    out_h, out_w = size
+    # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.
+    scale = (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2]))
+    shift = (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2])
+    _C.frame_resample(
+        frames,
+        indices,
+        out,
+        (out_h, out_w),
+        _axis(frames.shape[2], out_w, frames.device),
+        _axis(frames.shape[1], out_h, frames.device),
+        scale,
+        shift,
+        (0, 1, 1) if layout == "tchw" else (patch_size, merge_size, temporal_patch_size),
+    )
+    return out
+
+
+_frame_resample.register_fake(_checked_output)
