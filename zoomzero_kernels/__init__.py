@@ -7,5 +7,20 @@ truth of the same name in ``zoomzero_kernels.reference``.
 # build_info comes first: it checks that the running torch fits the native module before anything loads that module.
 from zoomzero_kernels.build_info import build_info  # isort: skip
 from zoomzero_kernels.frame_resample import frame_resample
+from zoomzero_kernels.grpo_loss import grpo_loss
+from zoomzero_kernels.grpo_options import GRPOLossOutput
+from zoomzero_kernels.linear_grpo_loss import linear_grpo_loss
+from zoomzero_kernels.linear_selective_logps import linear_selective_logps
+from zoomzero_kernels.selective_logps import selective_logps
+from zoomzero_kernels.token_advantages import token_advantages
 
-__all__ = ["build_info", "frame_resample"]
+__all__ = [
+    "GRPOLossOutput",
+    "build_info",
+    "frame_resample",
+    "grpo_loss",
+    "linear_grpo_loss",
+    "linear_selective_logps",
+    "selective_logps",
+    "token_advantages",
+]

@@ -196,7 +196,7 @@ def _checked_output(
     return frames.new_empty(shape, dtype=dtype)
 
 
-@functools.lru_cache(maxsize=None)  # unbounded: a captured CUDA graph reads the tables for as long as it lives
+@functools.cache  # unbounded: a captured CUDA graph reads the tables for as long as it lives
 def _axis(in_size: int, out_size: int, device: torch.device) -> _C.Axis:
     """The weight tables of one axis on a device: starts, sizes, weights, precision."""
     taps_multiple = _C.frame_resample_cpu_taps_multiple() if device.type == "cpu" else 1

@@ -4,5 +4,15 @@ Tests and benchmarks compare against these; the ops themselves never call them o
 """
 
 from zoomzero_kernels.reference.frame_resample import frame_resample
+from zoomzero_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
+from zoomzero_kernels.reference.selective_logps import linear_selective_logps, selective_logps
+from zoomzero_kernels.reference.token_advantages import token_advantages
 
-__all__ = ["frame_resample"]
+__all__ = [
+    "frame_resample",
+    "grpo_loss",
+    "linear_grpo_loss",
+    "linear_selective_logps",
+    "selective_logps",
+    "token_advantages",
+]

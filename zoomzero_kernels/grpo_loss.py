@@ -1,0 +1,305 @@
+"""Policy loss of GRPO from logits: log-softmax, entropy, clipped ratio, KL and the gradient of the logits in one pass.
+
+The forward pass computes the gradient of the logits at once, because it then reads the logits a single time; the
+backward pass only multiplies it by the incoming gradient. See Note [Sequence level] for the case where it cannot.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomzero_kernels. import row_pass
+from zoomzero_kernels.gradient_scaling import scaled_gradient
+from zoomzero_kernels.grpo_options import (
+    LOGITS_DTYPES,
+    GRPOLossOutput,
+    PolicyOptions,
+    check_choices,
+    check_normaliser,
+    check_policy_tensors,
+    checked_mask_and_ids,
+    compute_dtype,
+    describe,
+    masked_mean,
+    policy_options,
+    token_weights,
+)
+from zoomzero_kernels.selective_logps import masked_logps
+
+_OP = "grpo_loss"
+# Loss, logps, entropy, kl, clipped, gradient of the logits, scale that the gradient still needs.
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def stored_scale(logits: Tensor, weights: Tensor) -> Tensor:
+    """Factor kept out of the stored gradient.
+
+    A float16 gradient of the normalised loss would underflow before a loss scaler multiplies it, so it is stored for
+    weights of at most 1 and scaled in the backward pass. Wider exponents need no such factor.
+    """
+    one = torch.ones((), dtype=torch.float32, device=logits.device)
+    if logits.dtype != torch.float16 or weights.numel() == 0:
+        return one
+    largest = weights.amax()
+    return torch.where(largest > 0, largest, one)
+
+
+def _run(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    options: PolicyOptions,
+    grad: Tensor | None,
+) -> _Rows:
+    valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
+    scale = stored_scale(logits, weights)
+    rows = row_pass.policy_rows(
+        logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad
+    )
+    loss = (rows.loss * weights).sum()
+    stored = logits.new_empty(0) if grad is None else grad
+    return loss, rows.logps, rows.entropy, rows.kl, rows.clipped, stored, scale
+
+
+@torch.library.custom_op("zoomzero::grpo_loss", mutates_args=())
+def _grpo_loss(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    temperature: float,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    kl_clamp: float,
+    needs_grad: bool,
+) -> _Rows:
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp)
+    grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if needs_grad else None
+    return _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, grad)
+
+
+@_grpo_loss.register_fake
+def _grpo_loss_fake(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    temperature: float,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    kl_clamp: float,
+    needs_grad: bool,
+) -> _Rows:
+    dtype = compute_dtype(logits)
+    token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
+    grad = logits.new_empty(logits.shape if needs_grad else (0,))
+    return (logits.new_empty((), dtype=dtype), *token, grad, logits.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Rows) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.num_inputs = len(inputs)
+    ctx.has_grad = inputs[-1]
+    ctx.save_for_backward(output[5], output[6])
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+    others = (None,) * (ctx.num_inputs - 1)
+    if grad_loss is None:
+        return (None, *others)
+    if not ctx.has_grad:
+        raise RuntimeError("grpo_loss: the op stored no gradient, got needs_grad=False; call it with needs_grad=True")
+    grad, scale = ctx.saved_tensors
+    return (scaled_gradient(grad, grad_loss * scale), *others)
+
+
+_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("zoomzero::grpo_loss_", mutates_args={"logits"})
+def _grpo_loss_inplace(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    temperature: float,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    kl_clamp: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp)
+    rows = _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, logits)
+    return (*rows[:5], rows[6])
+
+
+@_grpo_loss_inplace.register_fake
+def _grpo_loss_inplace_fake(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    temperature: float,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    kl_clamp: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(logits)
+    token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
+    return (logits.new_empty((), dtype=dtype), *token, logits.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
+
+
+class _OverwrittenLogits(torch.autograd.Function):
+    """Ties the loss to logits whose memory now holds their gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, logits: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, scale)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+        grad, scale = ctx.saved_tensors
+        return None, scaled_gradient(grad, grad_loss * scale), None, None
+
+
+def grpo_loss(
+    logits: Tensor,
+    token_ids: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    old_logps: Tensor | None = None,
+    ref_logps: Tensor | None = None,
+    temperature: float = 1.0,
+    beta: float = 0.0,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    kl_clamp: float | None = 10.0,
+    loss_type: str = "dapo",
+    max_completion_length: int | None = None,
+    num_items: Tensor | float | None = None,
+    importance_sampling_level: str = "token",
+    inplace: bool = False,
+) -> GRPOLossOutput:
+    """Clipped GRPO policy loss with per-token advantages, fused over the vocabulary.
+
+    Args:
+        logits: [B, T, V] float32, bfloat16, float16 or float64; ``logits[:, t]`` predicts ``token_ids[:, t]``.
+        token_ids: [B, T] int64 or int32; masked tokens may hold any value.
+        advantages: [B, T], or [B] for one a sequence, floating point.
+        mask: [B, T] bool or integer 0/1. Masked tokens cost no work and may hold NaN or inf in any tensor.
+        old_logps: [B, T] log-probabilities of the sampling policy at the same temperature; None means on-policy.
+        ref_logps: [B, T] of the reference model; needed when ``beta > 0``, reported as ``kl`` in any case.
+        temperature: the logits are divided by it.
+        beta: weight of the k3 estimate of the KL divergence to the reference.
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        kl_clamp: largest value of the k3 estimate, None for no limit (as TRL).
+        loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo" or "dapo".
+        max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
+        num_items: tokens in the normaliser of "dapo" (over all processes and accumulation steps), the valid tokens of
+            this batch if None; the other loss types do not use it.
+        importance_sampling_level: "token", or "sequence" for the mean log-ratio of each sequence (GSPO).
+        inplace: the gradient takes the memory of the logits, which must not be read after this call.
+
+    Returns:
+        GRPOLossOutput. Maths and results are float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: shapes, devices or options do not fit; on CPU also token ids out of range.
+        TypeError: wrong dtype.
+
+    Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
+    """
+    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp)
+    check_choices(_OP, loss_type, importance_sampling_level)
+    check_normaliser(_OP, max_completion_length, num_items)
+    if logits.dim() != 3 or logits.dtype not in LOGITS_DTYPES:
+        raise ValueError(f"{_OP}: logits must be floating point [B, T, V], got {describe(logits)}; do not flatten them")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{_OP}: logits must have V >= 1, got {describe(logits)}; pass the scores of the vocabulary")
+    check_policy_tensors(_OP, logits, token_ids, advantages, mask, old_logps, ref_logps, beta)
+    weights = token_weights(mask, loss_type, max_completion_length, num_items, compute_dtype(logits))
+    per_token = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)).detach()
+    old = None if old_logps is None else old_logps.detach()
+    ref = None if ref_logps is None else ref_logps.detach()
+    if importance_sampling_level == "sequence":
+        logps, entropy = masked_logps(_OP, logits, token_ids, mask, temperature)
+        return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
+    numbers = (options.temperature, options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+    needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    if inplace and needs_grad:
+        data = logits.detach()
+        loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(
+            data, token_ids, per_token, mask, weights, old, ref, *numbers
+        )
+        loss = _OverwrittenLogits.apply(loss, logits, data, scale)
+    else:
+        loss, logps, entropy, kl, clipped, _, _ = _grpo_loss(
+            logits, token_ids, per_token, mask, weights, old, ref, *numbers, needs_grad
+        )
+    return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))
+
+
+def sequence_level_loss(
+    logps: Tensor,
+    entropy: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    options: PolicyOptions,
+) -> GRPOLossOutput:
+    """Loss with one importance ratio a sequence, from differentiable log-probabilities [B, T].
+
+    Note [Sequence level]: the ratio of a sequence needs the log-probabilities of all its tokens before the gradient of
+    any of them is known, so the fused pass cannot be used; the [B, T] maths below is left to autograd and the rows are
+    read a second time in the backward pass.
+    """
+    valid = mask != 0
+    old = logps.detach() if old_logps is None else torch.where(valid, old_logps.to(logps.dtype), 0.0)
+    credit = torch.where(valid, advantages.to(logps.dtype), 0.0)
+    mean_log_ratio = (logps - old).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
+    ratio = mean_log_ratio.exp()
+    unclipped = ratio * credit
+    bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * credit
+    token_loss = -torch.minimum(unclipped, bounded)
+    kl = torch.zeros_like(logps)
+    if ref_logps is not None:
+        delta = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - logps
+        inside = torch.expm1(delta) - delta <= options.kl_clamp
+        delta = torch.where(inside, delta, 0.0)
+        kl = torch.where(valid, torch.where(inside, torch.expm1(delta) - delta, options.kl_clamp), 0.0)
+        token_loss = token_loss + options.beta * kl
+    clipped = ((bounded < unclipped) & valid).to(logps.dtype)
+    return GRPOLossOutput(
+        loss=(token_loss * weights).sum(),
+        logps=logps.detach(),
+        entropy=entropy.detach(),
+        kl=masked_mean(kl.detach(), mask),
+        clip_fraction=masked_mean(clipped, mask),
+    )

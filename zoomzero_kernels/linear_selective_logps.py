@@ -1,0 +1,183 @@
+"""Log-probabilities of given tokens from hidden states and the language-model head, never holding all logits.
+
+The forward pass keeps no logits; the backward pass computes them again, chunk by chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomzero_kernels. import row_pass
+from zoomzero_kernels.grpo_options import check_mask, check_temperature, check_token_ids, checked_mask_and_ids, compute_dtype
+from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits
+
+_OP = "linear_selective_logps"
+
+
+def _all_true(like: Tensor) -> Tensor:
+    return torch.ones((1, like.shape[0]), dtype=torch.bool, device=like.device)
+
+
+@torch.library.custom_op("zoomzero::linear_selective_logps", mutates_args=())
+def _linear_selective_logps(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
+    rows, ids = hidden[valid], ids[valid].unsqueeze(0)
+    dtype = compute_dtype(hidden)
+    tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(3)]
+    parts = [
+        row_pass.logp_rows(
+            logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature
+        )
+        for start, chunk, logits in chunk_logits(rows, weight, bias)
+    ]
+    for index, output in enumerate(tokens):
+        if parts:
+            output[valid] = torch.cat([part[index] for part in parts], dim=1).squeeze(0)
+    return tokens[0], tokens[1], tokens[2]
+
+
+@_linear_selective_logps.register_fake
+def _linear_selective_logps_fake(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = compute_dtype(hidden)
+    logps, entropy, lse = (hidden.new_empty(mask.shape, dtype=dtype) for _ in range(3))
+    return logps, entropy, lse
+
+
+@torch.library.custom_op("zoomzero::linear_selective_logps_backward", mutates_args=())
+def _linear_selective_logps_backward(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    needs_hidden: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
+    rows, ids = hidden[valid], ids[valid].unsqueeze(0)
+    entropy, lse, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, lse, grad_logps))
+    grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
+    gradients = HeadGradients(rows, weight, HeadNeeds(needs_hidden, needs_weight, needs_bias))
+    for start, chunk, logits in chunk_logits(rows, weight, bias):
+        window = slice(start, start + chunk.shape[0])
+        grad = logits.unsqueeze(0)
+        row_pass.logp_rows_backward(
+            grad,
+            ids[:, window],
+            _all_true(chunk),
+            entropy[:, window],
+            lse[:, window],
+            grad_logps[:, window],
+            None if grad_entropy is None else grad_entropy[:, window],
+            temperature,
+            grad,
+        )
+        gradients.add(start, chunk, logits)
+    return gradients.results(hidden, valid)
+
+
+@_linear_selective_logps_backward.register_fake
+def _linear_selective_logps_backward_fake(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    entropy: Tensor,
+    lse: Tensor,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    temperature: float,
+    needs_hidden: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = ((needs_hidden, hidden.shape), (needs_weight, weight.shape), (needs_bias, weight.shape[:1]))
+    first, second, third = (weight.new_empty(shape if needed else (0,)) for needed, shape in wanted)
+    return first, second, third
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.temperature = inputs
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[1], output[2])
+
+
+def _backward(
+    ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    hidden, weight, bias, token_ids, mask, entropy, lse = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    if grad_logps is None and grad_entropy is None:
+        return (None,) * 6
+    slope = torch.zeros_like(lse) if grad_logps is None else grad_logps
+    grads = _linear_selective_logps_backward(
+        hidden, weight, bias, token_ids, mask, entropy, lse, slope, grad_entropy, ctx.temperature, *needs
+    )
+    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None)
+
+
+_linear_selective_logps.register_autograd(_backward, setup_context=_setup_context)
+
+
+def masked_linear_logps(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """Differentiable log-probabilities and entropy [B, T], 0 on masked tokens, whose rows are not read."""
+    check_mask(op, mask, (hidden.shape[0], hidden.shape[1]), hidden)
+    logps, entropy, _ = _linear_selective_logps(hidden, weight, bias, token_ids, mask, float(temperature))
+    return logps, entropy
+
+
+def linear_selective_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    token_ids: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Per-token log-probabilities of ``hidden @ weight.T + bias``, for old and reference passes and for training.
+
+    Args:
+        hidden: [B, T, D] float32, bfloat16, float16 or float64; ``hidden[:, t]`` predicts ``token_ids[:, t]``.
+        weight: [V, D] of the language-model head, in the dtype of ``hidden``.
+        token_ids: [B, T] int64 or int32, in [0, V).
+        bias: [V] or None.
+        temperature: the logits are divided by it.
+        with_entropy: return ``(logps, entropy)``.
+
+    Returns:
+        [B, T] float32 (float64 for float64), differentiable in hidden, weight and bias, as is the entropy.
+
+    Raises:
+        ValueError: shapes, devices or temperature do not fit; on CPU also token ids out of range.
+        TypeError: wrong dtype.
+    """
+    check_temperature(_OP, temperature)
+    check_head(_OP, hidden, weight, bias)
+    check_token_ids(_OP, token_ids, (hidden.shape[0], hidden.shape[1]), hidden)
+    everything = torch.ones(token_ids.shape, dtype=torch.bool, device=hidden.device)
+    logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, everything, temperature)
+    return (logps, entropy) if with_entropy else logps

@@ -1,0 +1,177 @@
+"""Token-selective credit: rewards x credit x segments to normalised advantages of every token.
+
+The reward of a token depends on its response and segment alone, so all statistics come from the counts of valid tokens
+by response and segment: one pass over mask and segments, one pass that writes the advantages.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from zoomzero_kernels.grpo_options import check_device, check_mask, describe
+
+_OP = "token_advantages"
+NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
+# Deviations below this share of the largest reward are rounding of the float64 sums: equal rewards give exactly 0.
+_EQUAL = 1e-12
+
+
+def _standardise(values: Tensor, counts: Tensor, group: Tensor, sizes: Tensor, eps: float) -> Tensor:
+    """Standardise values [B, K] with multiplicities counts [B, K], by group, over both dimensions.
+
+    group [B] is the index of each response's group, sizes [G] the number of responses; all float64 but the indices.
+    """
+    num_groups = sizes.shape[0]
+
+    def total(amounts: Tensor) -> Tensor:
+        return torch.zeros(num_groups, dtype=torch.float64, device=values.device).index_add_(0, group, amounts.sum(-1))
+
+    # Shifting by one member's value keeps the two passes exact for equal values. Values without tokens do not take part.
+    present = counts > 0
+    low = torch.full((num_groups,), math.inf, dtype=torch.float64, device=values.device)
+    smallest = torch.where(present, values, math.inf).amin(-1)
+    low = low.scatter_reduce(0, group, smallest, "amin")
+    shifted = torch.where(present, values - low[group].unsqueeze(-1), 0.0)
+    size = torch.where(present, values.abs(), 0.0).amax(-1)
+    scale = torch.zeros_like(low).scatter_reduce(0, group, size, "amax")
+    shifted = torch.where(shifted.abs() <= _EQUAL * scale[group].unsqueeze(-1), 0.0, shifted)
+    number = total(counts)
+    mean = (total(shifted * counts) / number.clamp(min=1))[group].unsqueeze(-1)
+    deviation = shifted - mean
+    variance = total(deviation * deviation * counts) / (number - 1).clamp(min=1)
+    # A group without spread has no deviation either; with eps = 0 its quotient would be 0 / 0.
+    quotient = deviation / (variance.sqrt() + eps)[group].unsqueeze(-1)
+    result = torch.where(deviation == 0, 0.0, quotient)
+    single = (sizes == 1)[group].unsqueeze(-1)
+    return torch.where(single, values / (1 + eps), result)
+
+
+def _table(
+    rewards: Tensor, credit: Tensor, counts: Tensor, group: Tensor, sizes: Tensor, normalize: str, eps: float
+) -> Tensor:
+    """Advantage of each response and segment, float64 [B, S]; counts [B, S] are its valid tokens."""
+
+    def by_column(values: Tensor) -> Tensor:
+        once = torch.ones_like(values[:, :1])
+        columns = [_standardise(values[:, k : k + 1], once, group, sizes, eps) for k in range(values.shape[1])]
+        return torch.cat(columns, dim=1) if columns else values
+
+    if normalize == "rewards":
+        return by_column(rewards) @ credit
+    if normalize == "sequence":
+        largest = credit.amax(dim=1)
+        return by_column((rewards @ largest).unsqueeze(1)).expand(-1, credit.shape[1])
+    by_segment = rewards @ credit
+    if normalize == "segments":
+        return by_column(by_segment)
+    if normalize == "tokens":
+        return _standardise(by_segment, counts, group, sizes, eps)
+    return by_segment
+
+
+@torch.library.custom_op("zoomzero::token_advantages", mutates_args=())
+def _token_advantages(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    normalize: str,
+    eps: float,
+) -> Tensor:
+    valid = mask != 0
+    num_segments = credit.shape[1]
+    index = torch.where(valid, segments.long(), 0)
+    if index.device.type == "cpu" and index.numel() and int(index.max()) >= num_segments:
+        raise ValueError(
+            f"{_OP}: segments must be in [0, {num_segments}) on valid tokens, got {int(index.max())}; "
+            "give credit a column for every segment"
+        )
+    counts = torch.zeros((mask.shape[0], num_segments), dtype=torch.float64, device=mask.device)
+    counts.scatter_add_(1, index, valid.double())
+    _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
+    table = _table(rewards.double(), credit.double(), counts, group, sizes, normalize, eps)
+    return torch.where(valid, table.float().gather(1, index), 0.0)
+
+
+@_token_advantages.register_fake
+def _token_advantages_fake(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    normalize: str,
+    eps: float,
+) -> Tensor:
+    return mask.new_empty(mask.shape, dtype=torch.float32)
+
+
+def token_advantages(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    *,
+    normalize: str = "tokens",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Advantage of every token from rewards that are credited to segments of tokens. Not differentiable.
+
+    The reward of a token is ``x[b, t] = sum_r credit[r, segments[b, t]] * rewards[b, r]``.
+
+    Args:
+        rewards: [B, R] floating point.
+        segments: [B, T] uint8, the segment of each token in 0..S-1; masked tokens may hold anything.
+        credit: [R, S] floating point, the weight with which reward r is credited to segment s.
+        group_ids: [B] int64, responses of one prompt share an id; any values in any order.
+        mask: [B, T] bool or integer 0/1.
+        normalize: "tokens" standardises x over all valid tokens of the group (TokenAdv as published);
+            "segments" standardises, for each segment, the per-response reward over the responses of the group;
+            "rewards" standardises each reward over the responses of the group before crediting;
+            "sequence" gives one advantage a response, from ``sum_r max_s(credit[r, s]) * rewards[b, r]``;
+            "none" returns x. Standard deviations are unbiased; a group of one response keeps mean 0 and std 1.
+        eps: added to the standard deviation.
+
+    Returns:
+        float32 [B, T], 0 on masked tokens, exactly 0 in a group (of several responses) whose rewards are all equal.
+
+    Raises:
+        ValueError: shapes, devices, normalize or eps do not fit; on CPU also segments out of range.
+        TypeError: wrong dtype.
+
+    Source: Zoom-Zero, arXiv 2512.14273, token-selective credit assignment.
+    """
+    if normalize not in NORMALIZATIONS:
+        raise ValueError(f"{_OP}: unknown normalize, got {normalize!r}; use one of {', '.join(NORMALIZATIONS)}")
+    if not (eps >= 0 and math.isfinite(eps)):
+        raise ValueError(f"{_OP}: eps must be finite and >= 0, got {eps}; the default is 1e-6")
+    if rewards.dim() != 2 or not rewards.dtype.is_floating_point:
+        raise ValueError(
+            f"{_OP}: rewards must be floating point [B, R], got {describe(rewards)}; stack one column a reward"
+        )
+    if segments.dim() != 2 or segments.dtype != torch.uint8 or segments.shape[0] != rewards.shape[0]:
+        raise ValueError(
+            f"{_OP}: segments must be uint8 [B, T] with B = {rewards.shape[0]}, got {describe(segments)}; "
+            "use the output of token_segments"
+        )
+    if credit.dim() != 2 or credit.shape[0] != rewards.shape[1] or credit.shape[1] == 0:
+        raise ValueError(
+            f"{_OP}: credit must be [R, S] with R = {rewards.shape[1]} and S >= 1, got {describe(credit)}; "
+            "give one row a reward"
+        )
+    if not credit.dtype.is_floating_point:
+        raise TypeError(f"{_OP}: credit must be floating point, got {describe(credit)}; convert with .float()")
+    if tuple(group_ids.shape) != (rewards.shape[0],) or group_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{_OP}: group_ids must be int64 [B] with B = {rewards.shape[0]}, got {describe(group_ids)}; "
+            "give every response the id of its prompt"
+        )
+    check_mask(_OP, mask, (segments.shape[0], segments.shape[1]), rewards)
+    for name, tensor in (("segments", segments), ("credit", credit), ("group_ids", group_ids)):
+        check_device(_OP, name, tensor, rewards)
+    return _token_advantages(rewards, segments, credit, group_ids, mask, normalize, float(eps))
