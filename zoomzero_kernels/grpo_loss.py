@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels. import row_pass
+from zoomzero_kernels import row_pass
 from zoomzero_kernels.gradient_scaling import scaled_gradient
 from zoomzero_kernels.grpo_options import (
     LOGITS_DTYPES,
@@ -60,9 +60,7 @@ def _run(
 ) -> _Rows:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
     scale = stored_scale(logits, weights)
-    rows = row_pass.policy_rows(
-        logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad
-    )
+    rows = row_pass.policy_rows(logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad)
     loss = (rows.loss * weights).sum()
     stored = logits.new_empty(0) if grad is None else grad
     return loss, rows.logps, rows.entropy, rows.kl, rows.clipped, stored, scale
@@ -181,7 +179,7 @@ class _OverwrittenLogits(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[None, Tensor, None, None]:
         grad, scale = ctx.saved_tensors
         return None, scaled_gradient(grad, grad_loss * scale), None, None
 

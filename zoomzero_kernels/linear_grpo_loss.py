@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels. import row_pass
+from zoomzero_kernels import row_pass
 from zoomzero_kernels.gradient_scaling import scaled_gradient
 from zoomzero_kernels.grpo_loss import sequence_level_loss, stored_scale
 from zoomzero_kernels.grpo_options import (

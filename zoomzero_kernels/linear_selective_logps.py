@@ -10,8 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels. import row_pass
-from zoomzero_kernels.grpo_options import check_mask, check_temperature, check_token_ids, checked_mask_and_ids, compute_dtype
+from zoomzero_kernels import row_pass
+from zoomzero_kernels.grpo_options import (
+    check_mask,
+    check_temperature,
+    check_token_ids,
+    checked_mask_and_ids,
+    compute_dtype,
+)
 from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits
 
 _OP = "linear_selective_logps"
@@ -30,9 +36,7 @@ def _linear_selective_logps(
     dtype = compute_dtype(hidden)
     tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(3)]
     parts = [
-        row_pass.logp_rows(
-            logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature
-        )
+        row_pass.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
         for start, chunk, logits in chunk_logits(rows, weight, bias)
     ]
     for index, output in enumerate(tokens):

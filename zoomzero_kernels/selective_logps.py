@@ -7,8 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels. import row_pass
-from zoomzero_kernels.grpo_options import LOGITS_DTYPES, check_mask, check_temperature, check_token_ids, checked_mask_and_ids, compute_dtype, describe
+from zoomzero_kernels import row_pass
+from zoomzero_kernels.grpo_options import (
+    LOGITS_DTYPES,
+    check_mask,
+    check_temperature,
+    check_token_ids,
+    checked_mask_and_ids,
+    compute_dtype,
+    describe,
+)
 
 _OP = "selective_logps"
 
@@ -82,9 +90,7 @@ def _backward(
 _selective_logps.register_autograd(_backward, setup_context=_setup_context)
 
 
-def masked_logps(
-    op: str, logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+def masked_logps(op: str, logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Differentiable log-probabilities and entropy [B, T], 0 on masked tokens, whose rows are not read."""
     check_mask(op, mask, (logits.shape[0], logits.shape[1]), logits)
     logps, entropy, _ = _selective_logps(logits, token_ids, mask, float(temperature))
@@ -111,7 +117,9 @@ def selective_logps(
     """
     check_temperature(_OP, temperature)
     if logits.dim() != 3 or logits.dtype not in LOGITS_DTYPES or logits.shape[-1] == 0:
-        raise ValueError(f"{_OP}: logits must be floating point [B, T, V >= 1], got {describe(logits)}; do not flatten them")
+        raise ValueError(
+            f"{_OP}: logits must be floating point [B, T, V >= 1], got {describe(logits)}; do not flatten them"
+        )
     check_token_ids(_OP, token_ids, (logits.shape[0], logits.shape[1]), logits)
     everything = torch.ones(token_ids.shape, dtype=torch.bool, device=logits.device)
     logps, entropy = masked_logps(_OP, logits, token_ids, everything, temperature)

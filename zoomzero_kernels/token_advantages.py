@@ -29,7 +29,7 @@ def _standardise(values: Tensor, counts: Tensor, group: Tensor, sizes: Tensor, e
     def total(amounts: Tensor) -> Tensor:
         return torch.zeros(num_groups, dtype=torch.float64, device=values.device).index_add_(0, group, amounts.sum(-1))
 
-    # Shifting by one member's value keeps the two passes exact for equal values. Values without tokens do not take part.
+    # Shifting by one member's value keeps both passes exact for equal values. Values without tokens take no part.
     present = counts > 0
     low = torch.full((num_groups,), math.inf, dtype=torch.float64, device=values.device)
     smallest = torch.where(present, values, math.inf).amin(-1)
