@@ -109,7 +109,7 @@ def test_fill_keeps_every_limit(request: dict[str, Any]) -> None:
 
 @given(requests())
 def test_fill_wastes_less_than_a_tenth_where_source_and_limits_allow(request: dict[str, Any]) -> None:
-    # Enough candidates and a budget fine enough that quantisation is no excuse: 30 s at least, 512 tokens, max_frames 16.
+    # Enough candidates and a budget fine enough that quantisation is no excuse: 30 s, 512 tokens, 16 frames.
     request["duration"] = max(request["duration"], 30.0)
     request["budget_tokens"] = max(request["budget_tokens"], 512)
     request["max_frames"] = max(request["max_frames"], 16)
@@ -132,7 +132,9 @@ def spans_in(draw: st.DrawFn, duration: float) -> list[tuple[float, float]]:
 
 
 @given(st.data(), requests(), st.sampled_from([0.0, 0.25, 0.5]))
-def test_zoom_frames_lie_in_the_spans_in_proportion(data: st.DataObject, request: dict[str, Any], context: float) -> None:
+def test_zoom_frames_lie_in_the_spans_in_proportion(
+    data: st.DataObject, request: dict[str, Any], context: float
+) -> None:
     request["spans"] = data.draw(spans_in(request["duration"]))
     request["context_fraction"] = context
     plan = check_plan(request)

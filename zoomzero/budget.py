@@ -7,8 +7,8 @@ temporal patch, so a plan of n frames of H x W pixels costs
 
 Two policies:
 
-- "paper": the rule of Zoom-Zero (arXiv 2512.14273), kept for parity. It sizes frames by pixels and rounds afterwards, so
-  it can miss the budget on either side.
+- "paper": the rule of Zoom-Zero (arXiv 2512.14273), kept for parity. It sizes frames by pixels and rounds afterwards,
+  so it can miss the budget on either side.
 - "fill" (default): searches the few grids of cells that keep the aspect ratio and takes the one that keeps most frames
   while using at least nine tenths of the budget. It never exceeds the budget.
 """
@@ -82,8 +82,8 @@ def plan_frames(
     """Choose the frames and the size that spend a budget of visual tokens on a video or on spans of it.
 
     Candidates are floor(duration * sample_fps) evenly spaced frames (inside the spans if given), thinned evenly where
-    `max_frames` or the budget at `min_frame_tokens` a frame demands it. Frames then get the largest size the budget, the
-    source and `max_frame_tokens` allow.
+    `max_frames` or the budget at `min_frame_tokens` a frame demands it. Frames then get the largest size the
+    budget, the source and `max_frame_tokens` allow.
 
     Args:
         duration: length of the video in seconds.
@@ -115,12 +115,12 @@ def plan_frames(
     elif spans is not None:
         zoom = _clip_to_video(spans, duration)
     if context_fraction and zoom is None:
-        raise ValueError(f"plan_frames: context_fraction needs spans to zoom into, got {context_fraction} without spans; "
-                         "pass spans or leave it 0")
+        raise ValueError(f"plan_frames: context_fraction needs spans to zoom into, got {context_fraction} without "
+                         "spans; pass spans or leave it 0")
     if policy == "paper":
         if context_fraction:
-            raise ValueError(f"plan_frames: policy 'paper' has no context frames, got context_fraction={context_fraction}; "
-                             "use policy 'fill'")
+            raise ValueError(f"plan_frames: policy 'paper' has no context frames, got context_fraction="
+                             f"{context_fraction}; use policy 'fill'")
         return _paper_plan(duration, height, width, sample_fps, zoom, limits)
     return _fill_plan(duration, (height, width), sample_fps, zoom, context_fraction, limits)
 
@@ -128,7 +128,8 @@ def plan_frames(
 def _check(duration: float, height: int, width: int, sample_fps: float, context_fraction: float, policy: str) -> None:
     for name, value in (("duration", duration), ("sample_fps", sample_fps)):
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"plan_frames: {name} must be a finite positive number, got {value}; read it from the video")
+            raise ValueError(f"plan_frames: {name} must be a finite positive number, got {value}; "
+                             "read it from the video")
     if height < 1 or width < 1:
         raise ValueError(f"plan_frames: height and width must be at least 1 pixel, got {height} x {width}; "
                          "read them from the video")
@@ -149,7 +150,8 @@ def _check_limits(limits: _Limits, patch_size: int, merge_size: int) -> None:
                          f"{limits.max_frame_tokens} < {limits.min_frame_tokens}; raise the first or lower the second")
     if limits.budget_tokens < limits.min_frame_tokens:
         raise ValueError(f"plan_frames: budget_tokens must hold one temporal patch of min_frame_tokens, got "
-                         f"{limits.budget_tokens} < {limits.min_frame_tokens}; raise the budget or lower min_frame_tokens")
+                         f"{limits.budget_tokens} < {limits.min_frame_tokens}; raise the budget or lower "
+                         "min_frame_tokens")
 
 
 def _clip_to_video(spans: Sequence[Sequence[float]], duration: float) -> list[intervals.Span]:
@@ -182,7 +184,8 @@ def _paper_plan(duration: float, height: int, width: int, sample_fps: float, zoo
     affordable = int(limits.temporal_patch_size * total_pixels
                      / (PAPER_MIN_PIXELS_MARGIN * limits.min_frame_tokens * area))
     kept = _linspace(candidates, max(1, min(max_frames, affordable)))
-    max_pixels = max(min(limits.max_frame_tokens * area, limits.temporal_patch_size * total_pixels / len(kept)), min_pixels)
+    affordable_pixels = limits.temporal_patch_size * total_pixels / len(kept)
+    max_pixels = max(min(limits.max_frame_tokens * area, affordable_pixels), min_pixels)
     size = _paper_size(height, width, limits.cell, limits.min_frame_tokens * area, max_pixels)
     return FramePlan(
         timestamps=tuple(index / sample_fps for index in kept),
@@ -206,7 +209,8 @@ def _paper_size(height: int, width: int, cell: int, min_pixels: float, max_pixel
     rounded = max(cell, round(height / cell) * cell), max(cell, round(width / cell) * cell)
     if rounded[0] * rounded[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return (max(cell, math.floor(height / shrink / cell) * cell), max(cell, math.floor(width / shrink / cell) * cell))
+        return (max(cell, math.floor(height / shrink / cell) * cell),
+                max(cell, math.floor(width / shrink / cell) * cell))
     if rounded[0] * rounded[1] < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         return math.ceil(height * grow / cell) * cell, math.ceil(width * grow / cell) * cell
