@@ -1,0 +1,393 @@
+"""Reading video: every requested time gives the right frame, and every bad file a clear error."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from video_files import ClipSpec, numbers_in, write_audio_only, write_clip
+
+from zoomzero.video import Video, VideoError, open_video
+
+VP9 = {"deadline": "realtime", "cpu-used": "8"}
+HIDDEN_REFERENCES = {"auto-alt-ref": "1", "lag-in-frames": "16"}
+
+# One clip per way a container or codec can mislead a reader: constant and variable rate, short and long GOP, reordered
+# frames, late start, frames cut away by an edit list, rotation, references that are never shown, packets without times.
+CLIPS = [
+    ClipSpec("constant.mp4"),
+    ClipSpec("long_gop.mp4", gop=250, num_frames=300),
+    ClipSpec("intra.mp4", gop=1),
+    ClipSpec("reordered.mp4", b_frames=3),
+    ClipSpec("reordered.mkv", b_frames=3),
+    ClipSpec("reordered.ts", b_frames=3),
+    ClipSpec("reordered.mov", b_frames=3),
+    ClipSpec("open_gop.mp4", b_frames=3, options={"x264-params": "open-gop=1"}),
+    ClipSpec("variable.mp4", vfr=True, b_frames=2),
+    ClipSpec("variable.mkv", vfr=True, b_frames=2),
+    ClipSpec("variable.ts", vfr=True),
+    ClipSpec("late.mp4", start=5, b_frames=2),
+    ClipSpec("late.mkv", start=5, b_frames=2),
+    ClipSpec("late.ts", start=5, b_frames=2),
+    ClipSpec("cut.mp4", preroll=17, b_frames=2),
+    ClipSpec("cut_long_gop.mov", preroll=7, gop=250),
+    ClipSpec("turned_left.mp4", rotation=90, b_frames=2),
+    ClipSpec("turned_right.mp4", rotation=-90),
+    ClipSpec("upside_down.mp4", rotation=180),
+    ClipSpec("vp9.webm", codec="libvpx-vp9", options=VP9),
+    ClipSpec("vp9_hidden.webm", codec="libvpx-vp9", options=HIDDEN_REFERENCES),
+    ClipSpec("vp8_hidden.webm", codec="libvpx", options=HIDDEN_REFERENCES),
+    ClipSpec("av1.mp4", codec="libsvtav1"),
+    ClipSpec("av1.webm", codec="libsvtav1"),
+    ClipSpec("hevc.mp4", codec="libx265", b_frames=3, options={"x265-params": "log-level=none"}),
+    ClipSpec("hevc.ts", codec="libx265", b_frames=3, options={"x265-params": "log-level=none"}),
+    ClipSpec("mpeg2.mpg", codec="mpeg2video", b_frames=2, ticks_per_frame=1),
+    ClipSpec("mpeg4.avi", codec="mpeg4", ticks_per_frame=1),
+    ClipSpec("reordered.avi", b_frames=3, ticks_per_frame=1),
+    ClipSpec("motion_jpeg.avi", codec="mjpeg", ticks_per_frame=1),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module", params=CLIPS, ids=lambda spec: spec.name)
+def clip(request: pytest.FixtureRequest, folder: Path) -> tuple[ClipSpec, Path]:
+    return request.param, write_clip(folder, request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Path:
+    return write_clip(folder, ClipSpec("plain.mp4", b_frames=2, num_frames=120))
+
+
+def read_numbers(video: Video, spec: ClipSpec, seconds: list[float]) -> tuple[list[int], list[float]]:
+    frames, starts = video.frames_at(seconds)
+    assert frames.dtype == torch.uint8 and frames.shape == (len(seconds), video.height, video.width, 3)
+    return numbers_in(torch.rot90(frames, -spec.rotation // 90, (1, 2))), starts.tolist()
+
+
+def test_metadata(clip: tuple[ClipSpec, Path]) -> None:
+    spec, path = clip
+    with open_video(path) as video:
+        times = spec.times()
+        assert video.num_frames == len(times)
+        # Matroska and FLV round to milliseconds.
+        np.testing.assert_allclose(video.timestamps, times, atol=6e-4)
+        assert video.timestamps[0] == 0.0
+        assert (video.height, video.width) == ((128, 64) if spec.rotation in (90, -90) else (64, 128))
+        assert times[-1] < video.duration <= times[-1] + 3.1 / spec.rate
+        expected_fps = (len(times) - 1) / times[-1]
+        assert video.fps == pytest.approx(expected_fps, rel=0.02)
+        assert video.damage is None and video.backend == "pyav"
+
+
+def test_every_frame_in_order_is_the_right_one(clip: tuple[ClipSpec, Path]) -> None:
+    spec, path = clip
+    with open_video(path) as video:
+        numbers, starts = read_numbers(video, spec, video.timestamps.tolist())
+        assert numbers == list(range(spec.preroll, spec.num_frames))
+        assert starts == video.timestamps.tolist()
+
+
+def test_random_times_in_random_order_give_the_frame_on_show(clip: tuple[ClipSpec, Path]) -> None:
+    spec, path = clip
+    rng = random.Random(3)
+    with open_video(path) as video:
+        ends = [*video.timestamps[1:], video.duration]
+        for batch in (1, 1, 1, 1, 7, 7, 30):
+            wanted = [rng.randrange(video.num_frames) for _ in range(batch)]
+            seconds = [video.timestamps[i] + rng.uniform(0, 0.98) * (ends[i] - video.timestamps[i]) for i in wanted]
+            numbers, starts = read_numbers(video, spec, seconds)
+            assert numbers == [spec.preroll + i for i in wanted]
+            assert starts == [video.timestamps[i] for i in wanted]
+
+
+def test_codec_names(folder: Path) -> None:
+    for name, codec in (("vp9.webm", "vp9"), ("av1.mp4", "av1"), ("hevc.mp4", "hevc"), ("constant.mp4", "h264")):
+        spec = next(spec for spec in CLIPS if spec.name == name)
+        with open_video(write_clip(folder, spec)) as video:
+            assert video.codec == codec
+
+
+def test_stream_equals_frames_at_and_keeps_to_its_chunk(plain: Path) -> None:
+    with open_video(plain) as video:
+        seconds = np.arange(0, video.duration, 0.21)
+        frames, starts = video.frames_at(seconds)
+        chunks = list(video.stream(seconds, chunk=4))
+        assert [len(c) for c, _ in chunks] == [4] * (len(seconds) // 4) + [len(seconds) % 4] * bool(len(seconds) % 4)
+        assert torch.equal(torch.cat([c for c, _ in chunks]), frames)
+        assert np.concatenate([t for _, t in chunks]).tolist() == starts.tolist()
+
+
+def test_streaming_decodes_each_packet_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoomzero.video.pyav import PyAVVideo
+
+    packets: list[int] = []
+    original = PyAVVideo._decoded
+
+    def counted(self: PyAVVideo, packet: av.Packet | None) -> list[av.VideoFrame]:
+        packets.append(1)
+        return original(self, packet)
+
+    monkeypatch.setattr(PyAVVideo, "_decoded", counted)
+    with open_video(plain) as video:
+        for _ in video.stream(np.arange(0, video.duration, 0.1), chunk=3):
+            pass
+        assert len(packets) <= video.num_frames + 1
+
+
+def test_sparse_times_jump_from_key_frame_to_key_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoomzero.video.pyav import PyAVVideo
+
+    path = write_clip(folder, ClipSpec("sparse.mp4", num_frames=600, gop=30))
+    packets: list[int] = []
+    original = PyAVVideo._decoded
+
+    def counted(self: PyAVVideo, packet: av.Packet | None) -> list[av.VideoFrame]:
+        packets.append(1)
+        return original(self, packet)
+
+    monkeypatch.setattr(PyAVVideo, "_decoded", counted)
+    with open_video(path, num_threads=1) as video:
+        frames, _ = video.frames_at([0.1, 5.1, 10.1, 15.1])
+        assert numbers_in(frames) == [3, 153, 303, 453]
+        assert len(packets) < 60
+
+
+def test_times_that_repeat_and_an_empty_request(plain: Path) -> None:
+    with open_video(plain) as video:
+        frames, starts = video.frames_at([1.0, 0.5, 1.0, 1.01])
+        assert numbers_in(frames) == [30, 15, 30, 30]
+        assert starts.tolist() == [1.0, 0.5, 1.0, 1.0]
+        empty, none = video.frames_at([])
+        assert empty.shape == (0, 64, 128, 3) and len(none) == 0
+
+
+def test_a_time_computed_as_index_over_rate_gives_that_index(plain: Path) -> None:
+    with open_video(plain) as video:
+        frames, _ = video.frames_at([i / 30 for i in range(120)])
+        assert numbers_in(frames) == list(range(120))
+
+
+def test_times_may_be_tensors_and_arrays(plain: Path) -> None:
+    with open_video(plain) as video:
+        for seconds in (torch.tensor([0.5, 1.5], dtype=torch.float64), np.array([0.5, 1.5]), (0.5, 1.5)):
+            assert numbers_in(video.frames_at(seconds)[0]) == [15, 45]
+
+
+def test_key_frames_only_says_which_frames_it_gives(plain: Path) -> None:
+    with open_video(plain) as video:
+        frames, starts = video.frames_at([0.9, 1.9, 3.5], coarse="keyframes")
+        assert numbers_in(frames) == [0, 30, 90]
+        assert starts.tolist() == [0.0, 1.0, 3.0]
+
+
+def test_bytes_and_file_objects(plain: Path) -> None:
+    data = plain.read_bytes()
+    for source in (data, io.BytesIO(data)):
+        with open_video(source) as video:
+            assert numbers_in(video.frames_at([3.2, 0.1])[0]) == [96, 3]
+    with plain.open("rb") as handle, open_video(handle) as video:
+        assert video.path == str(plain)
+        assert numbers_in(video.frames_at([2.0])[0]) == [60]
+
+
+def test_colours_follow_the_matrix_of_the_stream(tmp_path: Path) -> None:
+    rgb = np.full((64, 64, 3), (200, 40, 90), dtype=np.uint8)
+    for matrix, name in ((1, "bt709"), (5, "bt470bg")):
+        path = tmp_path / f"{name}.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv444p"
+            stream.codec_context.colorspace = matrix
+            frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+            frame = frame.reformat(format="yuv444p", dst_colorspace=matrix)
+            for packet in [*stream.encode(frame), *stream.encode()]:
+                container.mux(packet)
+        with open_video(path) as video:
+            mean = video.frames_at([0.0])[0].float().mean(dim=(0, 1, 2))
+            assert mean.tolist() == pytest.approx([200, 40, 90], abs=4)
+
+
+def test_many_threads_share_one_video(plain: Path) -> None:
+    wrong: list[int] = []
+
+    def read(video: Video, seed: int) -> None:
+        rng = random.Random(seed)
+        for _ in range(10):
+            wanted = rng.randrange(video.num_frames)
+            if numbers_in(video.frames_at([wanted / 30 + 0.01])[0]) != [wanted]:
+                wrong.append(wanted)
+
+    with open_video(plain) as video:
+        threads = [threading.Thread(target=read, args=(video, seed)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_closing_releases_the_file(plain: Path) -> None:
+    def handles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    before = handles()
+    for _ in range(5):
+        with open_video(plain) as video:
+            video.frames_at([1.0])
+        video.close()
+    assert handles() == before
+    with pytest.raises(ValueError, match="the video must be open, got a closed one"):
+        video.frames_at([0.0])
+
+
+# -- bad requests ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [[4.0], [-0.1], [0.0, float("nan")], [float("inf")]])
+def test_times_outside_the_video(plain: Path, seconds: list[float]) -> None:
+    with open_video(plain) as video, pytest.raises(ValueError, match=r"seconds must be in \[0, 4\), got"):
+        video.frames_at(seconds)
+
+
+def test_requests_of_the_wrong_kind(plain: Path) -> None:
+    with open_video(plain) as video:
+        with pytest.raises(TypeError, match="seconds must be a list of times, got 0 dimensions"):
+            video.frames_at(1.0)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="seconds must be numbers"):
+            video.frames_at(["soon"])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+            video.stream([0.0], chunk=0)
+        with pytest.raises(ValueError, match="coarse must be 'exact' or 'keyframes', got 'fast'"):
+            video.frames_at([0.0], coarse="fast")
+        with pytest.raises(ValueError, match="seconds must be in"):
+            video.stream([99.0])
+    with pytest.raises(TypeError, match="source must be a path, bytes or a seekable binary file, got int"):
+        open_video(3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="backend must be 'auto', 'pyav' or 'dali', got 'decord'"):
+        open_video(plain, backend="decord")
+
+
+# -- bad files -------------------------------------------------------------------------------------------------------
+
+
+def test_file_that_is_no_video(tmp_path: Path, plain: Path) -> None:
+    empty, text, playlist = tmp_path / "empty.mp4", tmp_path / "text.mp4", tmp_path / "list.mp4"
+    empty.touch()
+    text.write_text("not a film\n" * 200)
+    playlist.write_text(f"ffconcat version 1.0\nfile '{plain}'\n")
+    hls = tmp_path / "hls.m3u8"
+    hls.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\n{plain}\n#EXT-X-ENDLIST\n")
+    cases: list[tuple[Path, str]] = [
+        (tmp_path / "missing.mp4", "no such file"),
+        (tmp_path, "is a directory"),
+        (empty, "empty file: 0 bytes"),
+        (text, "not a video file"),
+        (playlist, "not a video file|cannot be read"),
+        (hls, "not a video file|cannot be read"),
+        (write_audio_only(tmp_path / "audio.mp4"), r"no video stream \(found audio\)"),
+        (Path("/dev/null"), "not a regular file"),
+    ]
+    for path, reason in cases:
+        with pytest.raises(VideoError, match=reason) as caught:
+            open_video(path)
+        assert caught.value.path == str(path) and str(path) in str(caught.value)
+    with pytest.raises(VideoError, match="<bytes>: empty"):
+        open_video(b"")
+    with pytest.raises(VideoError, match="no such file"):
+        open_video("http://127.0.0.1/clip.mp4")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_unreadable_file(tmp_path: Path, plain: Path) -> None:
+    locked = tmp_path / "locked.mp4"
+    locked.write_bytes(plain.read_bytes())
+    locked.chmod(0)
+    with pytest.raises(VideoError, match="permission denied"):
+        open_video(locked)
+
+
+def test_absurd_dimensions(plain: Path) -> None:
+    with pytest.raises(VideoError, match=r"128 x 64 pixels are more than max_pixels=4096"):
+        open_video(plain, max_pixels=4096)
+
+
+def faststart(path: Path, target: Path) -> Path:
+    """The same packets with the index in front, as files made for streaming have it."""
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                container.mux(packet)
+    return target
+
+
+def test_truncated_file_keeps_what_decodes_and_says_how_much(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = faststart(write_clip(folder, ClipSpec("whole.mp4", num_frames=200)), tmp_path / "whole.mp4").read_bytes()
+    cut = tmp_path / "cut.mp4"
+    cut.write_bytes(data[: int(len(data) * 0.6)])
+    with caplog.at_level(logging.WARNING), open_video(cut) as video:
+        assert 20 < video.num_frames < 200
+        assert video.damage is not None and "of 200 frames are there" in video.damage
+        assert video.damage in caplog.text
+        frames, _ = video.frames_at(video.timestamps)
+        assert numbers_in(frames) == list(range(video.num_frames))
+        assert video.duration == pytest.approx(video.num_frames / 30)
+
+
+def test_recording_without_its_index(tmp_path: Path, plain: Path) -> None:
+    cut = tmp_path / "no_index.mp4"
+    cut.write_bytes(plain.read_bytes()[:3000])
+    with pytest.raises(VideoError, match=r"no index \(moov box\)"):
+        open_video(cut)
+
+
+def test_frames_that_do_not_decode_are_not_made_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Zeroed pictures in a motion JPEG: each is lost alone, and an older frame stands in for a second at most."""
+    path = tmp_path / "jpeg.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=Fraction(2))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 128, 64, "yuvj420p"
+        for number in range(20):
+            pixels = np.full((64, 128, 3), number * 10, dtype=np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            for packet in stream.encode(frame):
+                if 6 <= number < 12:
+                    damaged = av.Packet(b"\0" * packet.size)
+                    damaged.pts, damaged.dts, damaged.time_base = packet.pts, packet.dts, packet.time_base
+                    damaged.stream = stream
+                    damaged.is_keyframe = True
+                    packet = damaged
+                container.mux(packet)
+    with caplog.at_level(logging.WARNING), open_video(path) as video:
+        frames, starts = video.frames_at([2.0, 3.0, 3.5, 6.0])
+        assert starts.tolist() == pytest.approx([2.0, 2.5, 2.5, 6.0])
+        assert frames.float().mean(dim=(1, 2, 3)).tolist() == pytest.approx([40, 50, 50, 120], abs=3)
+        assert "does not decode; showing the one at 2.500 s" in caplog.text
+        with pytest.raises(VideoError, match="the frame at 5.000 s cannot be decoded"):
+            video.frames_at([5.0])
+
+
+def test_video_error_survives_pickling() -> None:
+    import pickle
+
+    error = pickle.loads(pickle.dumps(VideoError("a.mp4", "broken")))
+    assert (error.path, error.reason, str(error)) == ("a.mp4", "broken", "a.mp4: broken")

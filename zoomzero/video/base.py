@@ -1,0 +1,152 @@
+"""What every back end offers: metadata, the frames shown at given times, and a stream of them in bounded memory."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from zoomzero.video.table import FrameTable
+
+# Times are often computed as index / fps; a microsecond absorbs their rounding and is far below any frame's duration.
+TIME_TOLERANCE_SECONDS = 1e-6
+
+Times = Sequence[float] | npt.NDArray[np.floating] | torch.Tensor
+
+
+class Video(abc.ABC):
+    """An opened video. Use as a context manager or call `close`; calls from several threads take turns.
+
+    Attributes:
+        path: the file, or "<bytes>" / "<file object>".
+        backend: "pyav" or "dali".
+        codec: name of the codec, e.g. "h264".
+        fps: average frames per second.
+        num_frames: number of shown frames.
+        height, width: pixels as shown, rotation applied.
+        duration: seconds from the first frame to the end of the last.
+        timestamps: float64 [num_frames], seconds from the first frame, exact.
+        damage: what is missing from a damaged file, in words, or None.
+    """
+
+    backend: str
+
+    def __init__(self, path: str, table: FrameTable, codec: str, fps: float, size: tuple[int, int]) -> None:
+        self.path = path
+        self.codec = codec
+        self.fps = fps
+        self.table = table
+        self.num_frames = len(table.pts)
+        self.height, self.width = size
+        self.duration = table.duration
+        self.timestamps = table.timestamps
+        self.damage = table.damage
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def frames_at(self, seconds: Times, coarse: str = "exact") -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+        """The frames a player shows at the given times: for each the latest frame that starts at or before it.
+
+        Args:
+            seconds: [n] times in [0, duration), any order, repeats allowed.
+            coarse: "exact", or "keyframes" for the last key frame at or before each time instead: fast and inexact, and
+                the returned timestamps say which frames they are.
+
+        Returns:
+            frames: uint8 [n, H, W, 3] RGB on the CPU (back end "dali" on its own device), in the order asked for.
+            timestamps: float64 [n], when each returned frame starts.
+
+        Raises:
+            ValueError: a time outside the video, a closed video, an unknown `coarse`.
+            TypeError: `seconds` is not a sequence of numbers.
+            VideoError: the frames cannot be decoded.
+        """
+        wanted = self._indices(seconds, coarse)
+        unique, positions = np.unique(wanted, return_inverse=True)
+        frames = self._allocate(len(wanted))
+        starts = np.empty(len(wanted), dtype=np.float64)
+        with self._lock:
+            for rank, (start, frame) in enumerate(self._read(unique)):
+                for position in np.flatnonzero(positions == rank):
+                    frames[position] = frame
+                    starts[position] = start
+        return frames, starts
+
+    def stream(
+        self, seconds: Times, chunk: int = 32, coarse: str = "exact"
+    ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float64]]]:
+        """`frames_at` in chunks of at most `chunk` times, so that memory does not grow with the number of times.
+
+        Rising times are decoded in one pass over the file. Arguments are checked before the first chunk is read.
+        """
+        if chunk < 1:
+            raise ValueError(f"stream: chunk must be at least 1, got {chunk}; 32 is a good start")
+        self._indices(seconds, coarse)
+        times = _as_times(seconds)
+        return (self.frames_at(times[i : i + chunk], coarse) for i in range(0, len(times), chunk))
+
+    def close(self) -> None:
+        """Release the file and the decoder. Closing twice does no harm."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (f"<{type(self).__name__} {self.path!r} {self.codec} {self.width}x{self.height} {self.duration:.2f} s "
+                f"{self.num_frames} frames>")
+
+    def _indices(self, seconds: Times, coarse: str) -> npt.NDArray[np.int64]:
+        if self._closed:
+            raise ValueError(f"frames_at: the video must be open, got a closed one ({self.path}); open it again")
+        if coarse not in ("exact", "keyframes"):
+            raise ValueError(f"frames_at: coarse must be 'exact' or 'keyframes', got {coarse!r}; leave it 'exact'")
+        times = _as_times(seconds)
+        outside = times[~((times >= 0) & (times < self.duration))]
+        if len(outside):
+            raise ValueError(f"frames_at: seconds must be in [0, {self.duration:.6g}), got {outside[0]:.6g} for "
+                             f"{self.path}; clip the times to the video")
+        indices = np.searchsorted(self.timestamps, times + TIME_TOLERANCE_SECONDS, side="right") - 1
+        if coarse == "keyframes":
+            keys = np.array([self.table.key_before(int(self.table.pts[i])) for i in indices], dtype=np.int64)
+            indices = np.maximum(np.searchsorted(self.table.pts, keys, side="right") - 1, 0)
+        return indices.astype(np.int64)
+
+    def _allocate(self, count: int) -> torch.Tensor:
+        return torch.empty((count, self.height, self.width, 3), dtype=torch.uint8)
+
+    @abc.abstractmethod
+    def _read(self, indices: npt.NDArray[np.int64]) -> Iterator[tuple[float, torch.Tensor]]:
+        """For each of the rising, distinct frame indices: when the frame starts and its pixels, uint8 [H, W, 3]."""
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Free what the back end holds."""
+
+
+def _as_times(seconds: Times) -> npt.NDArray[np.float64]:
+    if isinstance(seconds, torch.Tensor):
+        seconds = seconds.detach().cpu().numpy()
+    try:
+        times = np.asarray(seconds, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"frames_at: seconds must be numbers, got {type(seconds).__name__}; "
+                        "pass a list of floats") from error
+    if times.ndim != 1:
+        raise TypeError(f"frames_at: seconds must be a list of times, got {times.ndim} dimensions; "
+                        "wrap one time in a list")
+    return times

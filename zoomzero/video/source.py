@@ -1,0 +1,151 @@
+"""Opening a container safely: every way a file can be unreadable becomes a VideoError that names the cause.
+
+Only demuxers of real video containers are let near a file: playlists and concatenation scripts can name other files and
+addresses, and a text file must not be read as one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+from av.stream import Discard, Disposition
+
+from zoomzero.video.errors import VideoError
+
+Source = str | os.PathLike[str] | bytes | BinaryIO
+
+ALLOWED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,ogg,asf,h264,hevc,vvc,"
+                   "m4v,obu,av1,ivf,gif,yuv4mpegpipe,nut,mxf,rm,wtv,dv,swf,apng")
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """How to open and decode.
+
+    Attributes:
+        num_threads: decoder threads; 0 lets FFmpeg choose.
+        max_pixels: largest width * height a file may claim.
+    """
+
+    num_threads: int = 0
+    max_pixels: int = 8192 * 8192
+
+
+def source_name(source: Source) -> str:
+    """What error messages call the source."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return str(getattr(source, "name", "<file object>"))
+
+
+def _check_source(source: Source) -> str | BinaryIO:
+    if isinstance(source, bytes | bytearray | memoryview):
+        if not len(source):
+            raise VideoError("<bytes>", "empty: 0 bytes")
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            if path.is_dir():
+                raise VideoError(str(path), "is a directory, not a video file")
+            if not path.exists():
+                raise VideoError(str(path), "no such file")
+            if not path.is_file():
+                raise VideoError(str(path), "not a regular file")
+            if path.stat().st_size == 0:
+                raise VideoError(str(path), "empty file: 0 bytes")
+            with path.open("rb"):
+                pass
+        except PermissionError as error:
+            raise VideoError(str(path), "permission denied") from error
+        except (OSError, ValueError) as error:
+            raise VideoError(str(path), f"cannot be opened: {error}") from error
+        # An absolute path is never taken for a protocol ("concat:", "http:").
+        return str(path.absolute())
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        source.seek(0)
+        return source
+    raise TypeError(f"open_video: source must be a path, bytes or a seekable binary file, got {type(source).__name__}; "
+                    "pass a path")
+
+
+def open_container(source: Source, options: OpenOptions) -> av.container.InputContainer:
+    """Open a path, bytes or seekable binary file for demuxing.
+
+    Raises:
+        VideoError: the file is missing, empty, unreadable or no video container.
+        TypeError: `source` is none of these kinds.
+    """
+    target = _check_source(source)
+    limits = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS, "max_pixels": str(options.max_pixels)}
+    try:
+        return av.open(target, mode="r", options=limits, metadata_errors="replace")
+    except (av.FFmpegError, ValueError, EOFError, UnicodeError) as error:
+        raise VideoError(source_name(source), _why_unreadable(source, error)) from error
+
+
+def _why_unreadable(source: Source, error: Exception) -> str:
+    """A reason in words. An mp4 whose recording was cut short has its data but not the index at its end."""
+    boxes = _top_level_boxes(source)
+    if "ftyp" in boxes and "moov" not in boxes:
+        return "no index (moov box): the recording or download was cut off before it was finished"
+    if isinstance(error, av.InvalidDataError):
+        return "not a video file, or damaged beyond recognition"
+    return f"cannot be read as video: {error}"
+
+
+def _top_level_boxes(source: Source) -> list[str]:
+    """Names of the top-level boxes of an ISO file, as far as they can be followed (at most 64)."""
+    names: list[str] = []
+    target = _check_source(source)
+    handle: BinaryIO = open(target, "rb") if isinstance(target, str) else target  # noqa: SIM115 (closed below if ours)
+    try:
+        position = 0
+        while len(names) < 64:
+            handle.seek(position)
+            head = handle.read(16)
+            if len(head) < 8:
+                break
+            size = int.from_bytes(head[:4], "big")
+            names.append(head[4:8].decode("latin-1"))
+            if size == 1 and len(head) == 16:
+                size = int.from_bytes(head[8:16], "big")
+            if size < 8:
+                break
+            position += size
+    finally:
+        if isinstance(target, str):
+            handle.close()
+    return names
+
+
+def video_stream(container: av.container.InputContainer, path: str, options: OpenOptions) -> av.VideoStream:
+    """The stream to decode, ready for decoding; other streams are not read.
+
+    Raises:
+        VideoError: there is no video stream, no decoder for it, or its dimensions are absurd.
+    """
+    candidates = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not candidates:
+        kinds = ", ".join(sorted({str(s.type) for s in container.streams})) or "no stream at all"
+        raise VideoError(path, f"no video stream (found {kinds})")
+    stream = candidates[0]
+    if stream.codec_context is None:
+        raise VideoError(path, "no decoder for its video codec")
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > options.max_pixels:
+        raise VideoError(path, f"{width} x {height} pixels are more than max_pixels={options.max_pixels}")
+    for other in container.streams:
+        if other.index != stream.index:
+            other.discard = Discard.all
+    stream.codec_context.thread_type = "AUTO"
+    stream.codec_context.thread_count = options.num_threads
+    stream.codec_context.options = {"max_pixels": str(options.max_pixels)}
+    return stream
