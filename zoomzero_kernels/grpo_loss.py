@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import row_pass
-from zoomzero_kernels.gradient_scaling import scaled_gradient
 from zoomzero_kernels.grpo_options import (
     LOGITS_DTYPES,
     GRPOLossOutput,
@@ -28,6 +27,7 @@ from zoomzero_kernels.grpo_options import (
     token_weights,
 )
 from zoomzero_kernels.selective_logps import masked_logps
+from zoomzero_kernels.stored_gradient import with_stored_gradient
 
 _OP = "grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradient of the logits, scale that the gradient still needs.
@@ -124,7 +124,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     if not ctx.has_grad:
         raise RuntimeError("grpo_loss: the op stored no gradient, got needs_grad=False; call it with needs_grad=True")
     grad, scale = ctx.saved_tensors
-    return (scaled_gradient(grad, grad_loss * scale), *others)
+    return (grad * (grad_loss * scale).to(grad.dtype), *others)
 
 
 _grpo_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -168,20 +168,6 @@ def _grpo_loss_inplace_fake(
     dtype = compute_dtype(logits)
     token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
     return (logits.new_empty((), dtype=dtype), *token, logits.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
-
-
-class _OverwrittenLogits(torch.autograd.Function):
-    """Ties the loss to logits whose memory now holds their gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, logits: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(grad, scale)
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[None, Tensor, None, None]:
-        grad, scale = ctx.saved_tensors
-        return None, scaled_gradient(grad, grad_loss * scale), None, None
 
 
 def grpo_loss(
@@ -249,16 +235,18 @@ def grpo_loss(
         return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
     numbers = (options.temperature, options.beta, options.clip_low, options.clip_high, options.kl_clamp)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
+    data = logits.detach()
     if inplace and needs_grad:
-        data = logits.detach()
         loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(
             data, token_ids, per_token, mask, weights, old, ref, *numbers
         )
-        loss = _OverwrittenLogits.apply(loss, logits, data, scale)
+        loss = with_stored_gradient(loss, scale, (logits,), (data,))
     else:
-        loss, logps, entropy, kl, clipped, _, _ = _grpo_loss(
-            logits, token_ids, per_token, mask, weights, old, ref, *numbers, needs_grad
+        loss, logps, entropy, kl, clipped, grad, scale = _grpo_loss(
+            data, token_ids, per_token, mask, weights, old, ref, *numbers, needs_grad
         )
+        if needs_grad:
+            loss = with_stored_gradient(loss, scale, (logits,), (grad,))
     return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))
 
 

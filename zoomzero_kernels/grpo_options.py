@@ -139,23 +139,30 @@ def check_policy_tensors(
         raise ValueError(f"{op}: beta > 0 needs ref_logps, got beta={beta} and no ref_logps; pass them or set beta=0.0")
 
 
+def checked_mask(op: str, mask: Tensor) -> Tensor:
+    """Contiguous bool mask; on CPU the values of an integer mask are checked. Runs inside the op implementations."""
+    if mask.dtype == torch.bool:
+        return mask.contiguous()
+    if mask.device.type == "cpu" and bool(((mask != 0) & (mask != 1)).any()):
+        received = mask[(mask != 0) & (mask != 1)][0].item()
+        raise ValueError(f"{op}: mask must hold 0 and 1 only, got {received}; pass mask.bool()")
+    return mask.ne(0).contiguous()
+
+
 def checked_mask_and_ids(op: str, token_ids: Tensor, mask: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Bool mask and int64 ids; on CPU their values are checked, ids of masked tokens may be anything.
 
     Runs inside the op implementations, because a check of values cannot be traced by torch.compile.
     """
-    valid = mask if mask.dtype == torch.bool else mask != 0
+    valid = checked_mask(op, mask)
     if mask.device.type == "cpu":
-        if mask.dtype != torch.bool and bool(((mask != 0) & (mask != 1)).any()):
-            received = mask[(mask != 0) & (mask != 1)][0].item()
-            raise ValueError(f"{op}: mask must hold 0 and 1 only, got {received}; pass mask.bool()")
         wrong = valid & ((token_ids < 0) | (token_ids >= vocab_size))
         if bool(wrong.any()):
             received = token_ids[wrong][0].item()
             raise ValueError(
                 f"{op}: token_ids must be in [0, {vocab_size}) on valid tokens, got {received}; mask such tokens"
             )
-    return valid.contiguous(), token_ids.to(torch.int64).contiguous()
+    return valid, token_ids.to(torch.int64).contiguous()
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

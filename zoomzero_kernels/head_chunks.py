@@ -105,13 +105,12 @@ class HeadGradients:
 
     def results(self, hidden: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of hidden [B, T, D], weight [V, D] and bias [V] in their dtypes; empty where not wanted."""
-        none = hidden.new_empty(0)
         if self.weight is not None and not self._started:
             self.weight.zero_()
-        grad_hidden = none
+        grad_hidden = hidden.new_empty(0)
         if self.hidden is not None:
             grad_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
             grad_hidden[valid] = self.hidden
-        grad_weight = none if self.weight is None else self.weight.to(self._weight.dtype)
-        grad_bias = none if self.bias is None else self.bias.to(self._weight.dtype)
+        grad_weight = hidden.new_empty(0) if self.weight is None else self.weight.to(self._weight.dtype)
+        grad_bias = hidden.new_empty(0) if self.bias is None else self.bias.to(self._weight.dtype)
         return grad_hidden, grad_weight, grad_bias

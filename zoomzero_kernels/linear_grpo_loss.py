@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import row_pass
-from zoomzero_kernels.gradient_scaling import scaled_gradient
 from zoomzero_kernels.grpo_loss import sequence_level_loss, stored_scale
 from zoomzero_kernels.grpo_options import (
     GRPOLossOutput,
@@ -28,6 +27,7 @@ from zoomzero_kernels.grpo_options import (
 )
 from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
+from zoomzero_kernels.stored_gradient import with_stored_gradient
 
 _OP = "linear_grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradients of hidden, weight and bias (empty where not wanted), and their scale.
@@ -136,7 +136,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         return (None, None, None, *others)
     *grads, scale = ctx.saved_tensors
     wanted = zip(grads, ctx.needs, strict=True)
-    return (*(scaled_gradient(grad, grad_loss * scale) if needed else None for grad, needed in wanted), *others)
+    return (*(grad * (grad_loss * scale).to(grad.dtype) if needed else None for grad, needed in wanted), *others)
 
 
 _linear_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -193,7 +193,11 @@ def linear_grpo_loss(
     enabled = torch.is_grad_enabled()
     needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
     numbers = (options.temperature, options.beta, options.clip_low, options.clip_high, options.kl_clamp)
-    loss, logps, entropy, kl, clipped, *_ = _linear_grpo_loss(
-        hidden, weight, bias, token_ids, per_token, mask, weights, old, ref, *numbers, *needs
+    inputs = (hidden, weight, bias)
+    detached = [None if x is None else x.detach() for x in inputs]
+    loss, logps, entropy, kl, clipped, *grads, scale = _linear_grpo_loss(
+        *detached, token_ids, per_token, mask, weights, old, ref, *numbers, *needs
     )
+    if any(needs):
+        loss = with_stored_gradient(loss, scale, inputs, tuple(grads))
     return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))

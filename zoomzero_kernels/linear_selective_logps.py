@@ -34,7 +34,8 @@ def _linear_selective_logps(
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
     rows, ids = hidden[valid], ids[valid].unsqueeze(0)
     dtype = compute_dtype(hidden)
-    tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(3)]
+    tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(2)]
+    tokens.append(torch.zeros((*mask.shape, 2), dtype=dtype, device=hidden.device))
     parts = [
         row_pass.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
         for start, chunk, logits in chunk_logits(rows, weight, bias)
@@ -50,8 +51,9 @@ def _linear_selective_logps_fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(hidden)
-    logps, entropy, lse = (hidden.new_empty(mask.shape, dtype=dtype) for _ in range(3))
-    return logps, entropy, lse
+    logps, entropy = (hidden.new_empty(mask.shape, dtype=dtype) for _ in range(2))
+    normaliser = hidden.new_empty((*mask.shape, 2), dtype=dtype)
+    return logps, entropy, normaliser
 
 
 @torch.library.custom_op("zoomzero::linear_selective_logps_backward", mutates_args=())
@@ -62,7 +64,7 @@ def _linear_selective_logps_backward(
     token_ids: Tensor,
     mask: Tensor,
     entropy: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
@@ -72,7 +74,7 @@ def _linear_selective_logps_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
     rows, ids = hidden[valid], ids[valid].unsqueeze(0)
-    entropy, lse, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, lse, grad_logps))
+    entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, normaliser, grad_logps))
     grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
     gradients = HeadGradients(rows, weight, HeadNeeds(needs_hidden, needs_weight, needs_bias))
     for start, chunk, logits in chunk_logits(rows, weight, bias):
@@ -83,7 +85,7 @@ def _linear_selective_logps_backward(
             ids[:, window],
             _all_true(chunk),
             entropy[:, window],
-            lse[:, window],
+            normaliser[:, window],
             grad_logps[:, window],
             None if grad_entropy is None else grad_entropy[:, window],
             temperature,
@@ -101,7 +103,7 @@ def _linear_selective_logps_backward_fake(
     token_ids: Tensor,
     mask: Tensor,
     entropy: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
@@ -124,13 +126,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(
     ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    hidden, weight, bias, token_ids, mask, entropy, lse = ctx.saved_tensors
+    hidden, weight, bias, token_ids, mask, entropy, normaliser = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     if grad_logps is None and grad_entropy is None:
         return (None,) * 6
-    slope = torch.zeros_like(lse) if grad_logps is None else grad_logps
+    slope = torch.zeros_like(entropy) if grad_logps is None else grad_logps
     grads = _linear_selective_logps_backward(
-        hidden, weight, bias, token_ids, mask, entropy, lse, slope, grad_entropy, ctx.temperature, *needs
+        hidden, weight, bias, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature, *needs
     )
     return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None)
 

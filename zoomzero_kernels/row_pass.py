@@ -61,13 +61,9 @@ def _chunks(mask: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield rows[start : start + size], columns[start : start + size]
 
 
-def _log_softmax(logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [n, V] and log-sum-exp [n] of scaled logits."""
+def _scaled_logits(logits: Tensor, temperature: float) -> Tensor:
     scaled = logits.to(compute_dtype(logits))
-    if temperature != 1.0:
-        scaled = scaled / temperature
-    lse = torch.logsumexp(scaled, dim=-1)
-    return scaled - lse.unsqueeze(-1), lse
+    return scaled / temperature if temperature != 1.0 else scaled
 
 
 def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
@@ -98,7 +94,7 @@ def policy_rows(
     outputs = RowOutputs(*(torch.zeros(mask.shape, dtype=dtype, device=logits.device) for _ in range(5)))
     for rows, columns in _chunks(mask, logits.shape[-1]):
         ids = token_ids[rows, columns].unsqueeze(-1)
-        log_probs, _ = _log_softmax(logits[rows, columns], options.temperature)
+        log_probs = _scaled_logits(logits[rows, columns], options.temperature).log_softmax(-1)
         probs = log_probs.exp()
         logps = log_probs.gather(-1, ids).squeeze(-1)
         loss, derivative, kl, clipped = policy_terms(
@@ -122,15 +118,24 @@ def policy_rows(
 
 
 def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability, entropy and log-sum-exp of each token [B, T], 0 where the mask is False."""
+    """Log-probability [B, T], entropy [B, T] and normaliser [B, T, 2] of each token, 0 where the mask is False.
+
+    The normaliser holds the largest scaled logit m and ``log(sum(exp(z - m)))``: their sum, the log-sum-exp, would lose
+    the second number's digits under large logits.
+    """
     dtype = compute_dtype(logits)
-    logps, entropy, lse = (torch.zeros(mask.shape, dtype=dtype, device=logits.device) for _ in range(3))
+    logps, entropy = (torch.zeros(mask.shape, dtype=dtype, device=logits.device) for _ in range(2))
+    normaliser = torch.zeros((*mask.shape, 2), dtype=dtype, device=logits.device)
     for rows, columns in _chunks(mask, logits.shape[-1]):
-        log_probs, chunk_lse = _log_softmax(logits[rows, columns], temperature)
+        scaled = _scaled_logits(logits[rows, columns], temperature)
+        largest = scaled.amax(-1, keepdim=True)
+        shifted = scaled - largest
+        log_sum = shifted.exp().sum(-1, keepdim=True).log()
+        log_probs = shifted - log_sum
         logps[rows, columns] = log_probs.gather(-1, token_ids[rows, columns].unsqueeze(-1)).squeeze(-1)
         entropy[rows, columns] = _entropy(log_probs, log_probs.exp())
-        lse[rows, columns] = chunk_lse
-    return logps, entropy, lse
+        normaliser[rows, columns] = torch.cat([largest, log_sum], dim=-1)
+    return logps, entropy, normaliser
 
 
 def logp_rows_backward(
@@ -138,7 +143,7 @@ def logp_rows_backward(
     token_ids: Tensor,
     mask: Tensor,
     entropy: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
@@ -150,7 +155,8 @@ def logp_rows_backward(
     """
     dtype = compute_dtype(logits)
     for rows, columns in _chunks(mask, logits.shape[-1]):
-        log_probs = logits[rows, columns].to(dtype) / temperature - lse[rows, columns].unsqueeze(-1)
+        largest, log_sum = normaliser[rows, columns].split(1, dim=-1)
+        log_probs = _scaled_logits(logits[rows, columns], temperature) - largest - log_sum
         probs = log_probs.exp()
         slope = (grad_logps[rows, columns].to(dtype) / temperature).unsqueeze(-1)
         chunk_grad = -slope * probs

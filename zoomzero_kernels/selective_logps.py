@@ -34,8 +34,9 @@ def _selective_logps_fake(
     logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = compute_dtype(logits)
-    logps, entropy, lse = (logits.new_empty(mask.shape, dtype=dtype) for _ in range(3))
-    return logps, entropy, lse
+    logps, entropy = (logits.new_empty(mask.shape, dtype=dtype) for _ in range(2))
+    normaliser = logits.new_empty((*mask.shape, 2), dtype=dtype)
+    return logps, entropy, normaliser
 
 
 @torch.library.custom_op("zoomzero::selective_logps_backward", mutates_args=())
@@ -44,14 +45,14 @@ def _selective_logps_backward(
     token_ids: Tensor,
     mask: Tensor,
     entropy: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
 ) -> Tensor:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    row_pass.logp_rows_backward(logits, ids, valid, entropy, lse, grad_logps, grad_entropy, temperature, grad)
+    row_pass.logp_rows_backward(logits, ids, valid, entropy, normaliser, grad_logps, grad_entropy, temperature, grad)
     return grad
 
 
@@ -61,7 +62,7 @@ def _selective_logps_backward_fake(
     token_ids: Tensor,
     mask: Tensor,
     entropy: Tensor,
-    lse: Tensor,
+    normaliser: Tensor,
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
@@ -79,11 +80,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _backward(
     ctx: Any, grad_logps: Tensor | None, grad_entropy: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, None, None, None]:
-    logits, token_ids, mask, entropy, lse = ctx.saved_tensors
+    logits, token_ids, mask, entropy, normaliser = ctx.saved_tensors
     if grad_logps is None and grad_entropy is None:
         return None, None, None, None
-    slope = torch.zeros_like(lse) if grad_logps is None else grad_logps
-    grad = _selective_logps_backward(logits, token_ids, mask, entropy, lse, slope, grad_entropy, ctx.temperature)
+    slope = torch.zeros_like(entropy) if grad_logps is None else grad_logps
+    grad = _selective_logps_backward(logits, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature)
     return grad, None, None, None
 
 

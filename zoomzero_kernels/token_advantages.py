@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.grpo_options import check_device, check_mask, describe
+from zoomzero_kernels.grpo_options import check_device, check_mask, checked_mask, describe
 
 _OP = "token_advantages"
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
@@ -82,7 +82,7 @@ def _token_advantages(
     normalize: str,
     eps: float,
 ) -> Tensor:
-    valid = mask != 0
+    valid = checked_mask(_OP, mask)
     num_segments = credit.shape[1]
     index = torch.where(valid, segments.long(), 0)
     if index.device.type == "cpu" and index.numel() and int(index.max()) >= num_segments:

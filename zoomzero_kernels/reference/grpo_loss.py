@@ -84,7 +84,7 @@ def grpo_loss(
         logps=torch.where(valid, logps.detach(), 0.0),
         entropy=torch.where(valid, -plogp.sum(-1), 0.0),
         kl=(torch.where(valid, kl.detach(), 0.0)).sum() / num_valid,
-        clip_fraction=was_clipped.sum() / num_valid,
+        clip_fraction=was_clipped.to(logps.dtype).sum() / num_valid,
     )
 
 
