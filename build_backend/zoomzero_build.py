@@ -1,8 +1,9 @@
 """PEP 517 backend: scikit-build-core, plus the answer to "which torch is this built against?".
 
-Naming torch in build-system.requires would make pip install a second torch of several gigabytes into its build environment
-even where the target environment has one, and the native module would then be built against the wrong copy. So the
-requirement is dynamic: torch is asked for only when the target environment has none that satisfies the project.
+Naming torch in build-system.requires would make pip install a second torch of several gigabytes into its build
+environment even where the target environment has one, and the native module would then be built against the wrong
+copy. So the requirement is dynamic: torch is asked for only when the target environment has none that satisfies the
+project.
 
 Run as a script (CMake does), this file prints the facts of that torch as one JSON object.
 """
@@ -68,7 +69,9 @@ def _facts_of(flags: list[str]) -> dict[str, Any] | None:
         return None
     found = re.search(r"^ZOOMZERO_TORCH=(.*)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or found is None:
-        raise RuntimeError(f"zoomzero build: importing torch failed, got {done.stderr[-2000:]}; repair that torch first")
+        raise RuntimeError(
+            f"zoomzero build: importing torch failed, got {done.stderr[-2000:]}; repair that torch first"
+        )
     return json.loads(found.group(1))
 
 
@@ -82,7 +85,7 @@ def _minimum_torch() -> tuple[int, int]:
 
 
 def torch_facts() -> dict[str, Any] | None:
-    """Facts of the torch to build against: the target environment's if it is new enough, else the build environment's."""
+    """Facts of the torch to build against: the target environment's if new enough, else the build environment's."""
     minimum = _minimum_torch()
     for flags in (_ISOLATED, []):
         facts = _facts_of(flags)

@@ -5,8 +5,14 @@
 
 #include "bicubic_axis.h"
 
-#ifdef ZOOMZERO_WITH_CUDA
+#if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
 #include <cuda_runtime_api.h>
+#endif
+
+#ifdef __CUDACC__
+#define ZOOMZERO_HOST_DEVICE __host__ __device__
+#else
+#define ZOOMZERO_HOST_DEVICE
 #endif
 
 namespace zoomzero {
@@ -49,7 +55,7 @@ struct OutputRun {
 };
 
 // The run that holds pixel (y, x) of frame slot `slot`; x must start a run (a patch, or 0 in the planar layout).
-inline OutputRun output_run(const FrameResampleParams& p, int64_t slot, int64_t y, int64_t x) {
+ZOOMZERO_HOST_DEVICE inline OutputRun output_run(const FrameResampleParams& p, int64_t slot, int64_t y, int64_t x) {
   if (p.patches.patch_size == 0) {
     const int64_t plane = int64_t{p.out_h} * p.out_w;
     return {slot * kChannels * plane + y * p.out_w + x, plane};
@@ -70,9 +76,26 @@ void frame_resample_cpu(const FrameResampleParams& p, int64_t begin_item, int64_
 // The taps multiple that `horizontal` must be built with for the CPU; everything else takes 1.
 int32_t frame_resample_cpu_taps_multiple();
 
-#ifdef ZOOMZERO_WITH_CUDA
+// How the CUDA kernel cuts the work: a block makes `block_rows` output rows of one strip of `strip_w` columns of one frame,
+// `band_rows` at a time.
+struct FrameResampleLaunch {
+  int32_t strip_w;      // columns of a strip: a multiple of the patch side, or any in the planar layout
+  int32_t num_strips;
+  int32_t band_rows;    // rows made at once: divides the patch side
+  int32_t block_rows;   // rows a block makes in all: a multiple of the patch side
+  int32_t num_blocks_y;
+  int32_t stage_rows;   // source rows loaded at once, a multiple of kHorizontalRows
+  int32_t stage_pitch;  // bytes of a staged row, a multiple of 16
+  int32_t ring_rows;    // capacity for horizontally resized rows
+  int32_t shared_bytes;
+};
+
+// Cuts the work for a GPU of num_processors; shared_bytes is 0 where the downsampling ratio is too large for a block's memory.
+FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32_t num_processors);
+
+#if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
 // All pointers in device memory. Launches on `stream` and returns the launch's status; nothing waits.
-cudaError_t frame_resample_cuda(const FrameResampleParams& p, cudaStream_t stream);
+cudaError_t frame_resample_cuda(const FrameResampleParams& p, const FrameResampleLaunch& launch, cudaStream_t stream);
 #endif
 
 // The instruction set chosen at run time: "AVX512", "AVX2" or "DEFAULT".

@@ -7,6 +7,7 @@
 #include <array>
 #include <cstring>
 #include <optional>
+#include <string>
 #include <tuple>
 
 #include "bindings.h"
@@ -14,6 +15,7 @@
 #include "huge_pages.h"
 
 #ifdef ZOOMZERO_WITH_CUDA
+#include <cuda_runtime_api.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -31,6 +33,10 @@ at::Tensor copy_to_tensor(const std::vector<T>& values, at::IntArrayRef shape, a
   std::memcpy(tensor.mutable_data_ptr(), values.data(), values.size() * sizeof(T));
   return tensor;
 }
+
+// size, horizontal and vertical tables, scale, shift, (patch, merge, temporal patch) sizes with patch size 0 for planes.
+using Options = std::tuple<std::array<int64_t, 2>, AxisTensors, AxisTensors, std::array<double, kChannels>,
+                           std::array<double, kChannels>, std::array<int32_t, 3>>;
 
 AxisTensors bicubic_axis(int64_t in_size, int64_t out_size, int64_t taps_multiple) {
   const BicubicAxis axis = make_bicubic_axis(in_size, out_size, static_cast<int32_t>(taps_multiple));
@@ -57,17 +63,24 @@ PixelType pixel_type(at::ScalarType type) {
 void launch_cuda([[maybe_unused]] const FrameResampleParams& params, [[maybe_unused]] const at::Tensor& frames) {
 #ifdef ZOOMZERO_WITH_CUDA
   const c10::cuda::CUDAGuard guard(frames.device());
-  C10_CUDA_CHECK(frame_resample_cuda(params, c10::cuda::getCurrentCUDAStream().stream()));
+  int num_processors = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&num_processors, cudaDevAttrMultiProcessorCount, frames.get_device()));
+  const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
+  if (launch.shared_bytes == 0) {
+    throw pybind11::value_error("frame_resample: on CUDA a side may shrink by a factor of about 200 at most, got " +
+                                std::to_string(params.in_h) + "x" + std::to_string(params.in_w) + " to " +
+                                std::to_string(params.out_h) + "x" + std::to_string(params.out_w) + "; resize in two steps");
+  }
+  C10_CUDA_CHECK(frame_resample_cuda(params, launch, c10::cuda::getCurrentCUDAStream().stream()));
 #else
   TORCH_CHECK(false, "frame_resample: this build of zoomzero has no CUDA kernels");
 #endif
 }
 
 // frames uint8 [N, H, W, 3]; frame_indices int64 [n] or none; out contiguous. All checked by the caller in Python.
-void frame_resample(const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices, const at::Tensor& out,
-                    const std::array<int64_t, 2>& size, const AxisTensors& horizontal, const AxisTensors& vertical,
-                    const std::array<double, 3>& scale, const std::array<double, 3>& shift,
-                    const std::array<int32_t, 3>& patches) {
+FrameResampleParams make_params(const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices,
+                                const at::Tensor& out, const Options& options) {
+  const auto& [size, horizontal, vertical, scale, shift, patches] = options;
   TORCH_CHECK(frames.dim() == 4 && frames.size(3) == kChannels && frames.scalar_type() == at::kByte);
   TORCH_CHECK(out.is_contiguous() && out.device() == frames.device());
   FrameResampleParams params{};
@@ -92,12 +105,30 @@ void frame_resample(const at::Tensor& frames, const std::optional<at::Tensor>& f
   params.patches = {patches[0], patches[1], patches[2]};
   params.type = pixel_type(out.scalar_type());
   params.output = out.mutable_data_ptr();
+  return params;
+}
+
+void frame_resample(const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices, const at::Tensor& out,
+                    const Options& options) {
+  const FrameResampleParams params = make_params(frames, frame_indices, out, options);
   if (out.numel() == 0) return;
-  const pybind11::gil_scoped_release no_gil;
   if (frames.is_cuda()) return launch_cuda(params, frames);
+  const pybind11::gil_scoped_release no_gil;
   advise_huge_pages(params.output, out.nbytes());
   at::parallel_for(0, num_work_items(params), 1,
                    [&params](int64_t begin, int64_t end) { frame_resample_cpu(params, begin, end); });
+}
+
+// What a launch on a GPU of num_processors would pass to the CUDA kernel: the bytes of both parameters, the number of blocks
+// and the bytes of shared memory. For tools that run the compiled kernel without a GPU.
+std::tuple<pybind11::bytes, pybind11::bytes, int64_t, int64_t> frame_resample_launch(
+    const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices, const at::Tensor& out, const Options& options,
+    int32_t num_processors) {
+  const FrameResampleParams params = make_params(frames, frame_indices, out, options);
+  const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
+  return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)),
+          pybind11::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)),
+          params.num_frames * launch.num_strips * launch.num_blocks_y, launch.shared_bytes};
 }
 
 }  // namespace
@@ -106,6 +137,7 @@ void bind_frame_resample(pybind11::module_& m) {
   m.def("bicubic_axis", &bicubic_axis);
   m.def("frame_resample_cpu_taps_multiple", &frame_resample_cpu_taps_multiple);
   m.def("frame_resample", &frame_resample);
+  m.def("frame_resample_launch", &frame_resample_launch);
 }
 
 }  // namespace zoomzero

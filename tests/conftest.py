@@ -40,5 +40,3 @@ def ptxhost() -> ModuleType:
     import ptxhost as module
 
     return module
-
-

@@ -9,13 +9,12 @@ try:
     from zoomzero_kernels import _built
 except ImportError as error:
     raise ImportError(
-        "zoomzero_kernels: the native module must be built before the package is imported, found only the source folder; "
+        "zoomzero_kernels: the native module must be built before the package is imported, found only the source "
+        "folder; "
         "run `make setup`, or `pip install .`, in the checkout"
     ) from error
 
-_REMEDY = (
-    "rebuild zoomzero for this torch with `pip install --force-reinstall --no-deps --no-cache-dir .` in its source folder"
-)
+_REMEDY = "rebuild zoomzero for this torch: `pip install --force-reinstall --no-deps --no-cache-dir .` in its sources"
 
 
 def _major_minor(version: str) -> tuple[str, ...]:
@@ -25,8 +24,8 @@ def _major_minor(version: str) -> tuple[str, ...]:
 def check_torch(running_version: str, running_cuda: str | None) -> None:
     """Raise ImportError where the running torch is not the one that the native module was compiled against.
 
-    torch keeps no stable C++ interface between minor releases, nor between CUDA majors: loading such a module ends in an
-    undefined symbol at best and in wrong memory accesses at worst.
+    torch keeps no stable C++ interface between minor releases, nor between CUDA majors: loading such a module ends in
+    an undefined symbol at best and in wrong memory accesses at worst.
 
     Args:
         running_version: ``torch.__version__``.
@@ -51,10 +50,11 @@ def build_info() -> dict[str, Any]:
     """Versions and capabilities of the installed kernels.
 
     Returns:
-        ``version`` (of zoomzero), ``torch_built`` and ``torch_running``, ``cuda_built`` (CUDA version of the torch built
-        against, None for a CPU-only build of the kernels), ``cuda_archs`` (list of compute capabilities such as "90"),
-        ``cpu_capability`` ("AVX512", "AVX2" or "DEFAULT"; what the CPU kernels chose on this processor) and ``backends``:
-        which of "cpu", "cuda" (kernels built and a GPU present) and "triton" (importable and a GPU present) are live.
+        ``version`` (of zoomzero), ``torch_built`` and ``torch_running``, ``cuda_built`` (CUDA version of the torch
+        built against, None for a CPU-only build of the kernels), ``cuda_archs`` (list of compute capabilities such as
+        "90"), ``cpu_capability`` ("AVX512", "AVX2" or "DEFAULT"; what the CPU kernels chose on this processor) and
+        ``backends``: which of "cpu", "cuda" (kernels built and a GPU present) and "triton" (importable and a GPU
+        present) are live.
     """
     from zoomzero_kernels import _C
 

@@ -39,9 +39,9 @@ def frame_resample(
 
     Args:
         frames: uint8 [N, H, W, 3], any strides, CPU or CUDA.
-        frame_indices: int64 [n], the frames to take, in any order, repeats allowed; None takes all N. For CUDA frames it may
-            lie on the CPU (checked, then copied) or on the frames' device (not checked on the host, since that would wait
-            for the GPU: an index out of range traps in the kernel).
+        frame_indices: int64 [n], the frames to take, in any order, repeats allowed; None takes all N. For CUDA frames
+            it may lie on the CPU (checked, then copied) or on the frames' device (not checked on the host, since that
+            would wait for the GPU: an index out of range traps in the kernel).
         size: ``(out_h, out_w)``; in layout "patches" each side is a multiple of ``patch_size * merge_size``.
         mean: three channel means, in units of [0, 1].
         std: three channel standard deviations, not zero.
@@ -60,15 +60,41 @@ def frame_resample(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, size, index, layout or device outside what is described above.
 
-    On CUDA the op runs on the current stream, never waits for the device, and allocates only its output. The weight tables of
-    a shape are copied to the device on its first use and kept, so call once before capturing a CUDA graph, and
-    capture with ``frame_indices`` on the device.
+    On CUDA the op runs on the current stream, never waits for the device, and allocates only its output. The weight
+    tables of a shape are copied to the device on its first use and kept, so call once before capturing a CUDA graph,
+    and capture with ``frame_indices`` on the device.
     """
+    # What the dispatcher would reject with a message about schemas; the op itself checks the rest.
+    _check_frames(frames)
+    _check_indices(frames, frame_indices)
     _check_sequence("size", size, 2)
     _check_sequence("mean", mean, 3)
     _check_sequence("std", std, 3)
+    for name, value in (
+        ("size", size[0]),
+        ("size", size[1]),
+        ("patch_size", patch_size),
+        ("merge_size", merge_size),
+        ("temporal_patch_size", temporal_patch_size),
+    ):
+        if not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"frame_resample: {name} must be of integers, got {value!r}; round it first")
+    if not isinstance(layout, str) or not isinstance(dtype, torch.dtype):
+        raise TypeError(
+            f"frame_resample: layout must be a string and dtype a torch.dtype, got {layout!r} and {dtype!r}; pass "
+            "layout='patches' or 'tchw' and dtype=torch.float32, for instance"
+        )
     return torch.ops.zoomzero.frame_resample(
-        frames, frame_indices, list(size), list(mean), list(std), layout, patch_size, merge_size, temporal_patch_size, dtype
+        frames,
+        frame_indices,
+        list(size),
+        list(mean),
+        list(std),
+        layout,
+        patch_size,
+        merge_size,
+        temporal_patch_size,
+        dtype,
     )
 
 
@@ -80,7 +106,8 @@ def _check_sequence(name: str, values: Sequence[float], length: int) -> None:
 def _check_frames(frames: Tensor) -> None:
     if not isinstance(frames, Tensor):
         raise TypeError(
-            f"frame_resample: frames must be a torch tensor, got {type(frames).__name__}; wrap arrays in torch.from_numpy"
+            f"frame_resample: frames must be a torch tensor, got {type(frames).__name__}; wrap arrays in "
+            "torch.from_numpy"
         )
     described = f"{str(frames.dtype).removeprefix('torch.')} {list(frames.shape)}"
     if frames.dtype != torch.uint8:
@@ -94,10 +121,13 @@ def _check_frames(frames: Tensor) -> None:
         )
     if not 1 <= frames.shape[1] <= _MAX_SIDE or not 1 <= frames.shape[2] <= _MAX_SIDE:
         raise ValueError(
-            f"frame_resample: frame sides must be between 1 and {_MAX_SIDE}, got {described}; drop empty or crop huge frames"
+            f"frame_resample: frame sides must be between 1 and {_MAX_SIDE}, got {described}; drop empty or crop "
+            "huge frames"
         )
     if frames.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"frame_resample: frames must be on cpu or cuda, got {frames.device}; move them with frames.to()")
+        raise ValueError(
+            f"frame_resample: frames must be on cpu or cuda, got {frames.device}; move them with frames.to()"
+        )
 
 
 def _check_indices(frames: Tensor, frame_indices: Tensor | None) -> None:
@@ -136,13 +166,15 @@ def _check_layout(size: Sequence[int], layout: str, patch_size: int, merge_size:
     ):
         if not 1 <= value <= 1024:
             raise ValueError(
-                f"frame_resample: {name} must be between 1 and 1024, got {value}; take it from the model's processor config"
+                f"frame_resample: {name} must be between 1 and 1024, got {value}; take it from the model's "
+                "processor config"
             )
     multiple = patch_size * merge_size
     if out_h % multiple != 0 or out_w % multiple != 0:
         nearest = tuple(max(1, round(side / multiple)) * multiple for side in (out_h, out_w))
         raise ValueError(
-            f"frame_resample: in layout 'patches' both sides must be multiples of patch_size * merge_size = {multiple}, "
+            "frame_resample: in layout 'patches' both sides must be multiples of patch_size * merge_size = "
+            f"{multiple}, "
             f"got {(out_h, out_w)}; use {nearest}"
         )
 
@@ -150,7 +182,8 @@ def _check_layout(size: Sequence[int], layout: str, patch_size: int, merge_size:
 def _check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
     if len(mean) != 3 or len(std) != 3:
         raise ValueError(
-            f"frame_resample: mean and std must hold 3 numbers each, got {len(mean)} and {len(std)}; one a colour channel"
+            f"frame_resample: mean and std must hold 3 numbers each, got {len(mean)} and {len(std)}; one a colour "
+            "channel"
         )
     if not all(math.isfinite(value) for value in (*mean, *std)) or any(value == 0.0 for value in std):
         raise ValueError(
@@ -188,7 +221,9 @@ def _checked_output(
     _check_layout(size, layout, patch_size, merge_size, temporal_patch_size)
     _check_normalisation(mean, std)
     if dtype not in _OUTPUT_DTYPES:
-        raise TypeError(f"frame_resample: dtype must be one of {_OUTPUT_DTYPES}, got {dtype}; convert the result instead")
+        raise TypeError(
+            f"frame_resample: dtype must be one of {_OUTPUT_DTYPES}, got {dtype}; convert the result instead"
+        )
     num_frames = frames.shape[0] if frame_indices is None else frame_indices.shape[0]
     shape = _output_shape(num_frames, size, layout, patch_size, merge_size, temporal_patch_size)
     if math.prod(shape) > _MAX_ELEMENTS:
@@ -197,9 +232,8 @@ def _checked_output(
 
 
 @functools.cache  # unbounded: a captured CUDA graph reads the tables for as long as it lives
-def _axis(in_size: int, out_size: int, device: torch.device) -> _C.Axis:
+def _axis(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> _C.Axis:
     """The weight tables of one axis on a device: starts, sizes, weights, precision."""
-    taps_multiple = _C.frame_resample_cpu_taps_multiple() if device.type == "cpu" else 1
     starts, sizes, weights, precision = _C.bicubic_axis(in_size, out_size, taps_multiple)
     return starts.to(device), sizes.to(device), weights.to(device), precision
 
@@ -233,28 +267,42 @@ def _frame_resample(
     out = _checked_output(
         frames, frame_indices, size, mean, std, layout, patch_size, merge_size, temporal_patch_size, dtype
     )
-    if frames.is_cuda and not _C.WITH_CUDA:
-        raise ValueError(
-            f"frame_resample: this build of zoomzero has no CUDA kernels, got frames on {frames.device}; install nvcc and a "
-            "CUDA build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
-        )
-    indices = _checked_indices(frames, frame_indices)
-    out_h, out_w = size
-    # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.
-    scale = (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2]))
-    shift = (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2])
-    _C.frame_resample(
-        frames,
-        indices,
-        out,
-        (out_h, out_w),
-        _axis(frames.shape[2], out_w, frames.device),
-        _axis(frames.shape[1], out_h, frames.device),
-        scale,
-        shift,
-        (0, 1, 1) if layout == "tchw" else (patch_size, merge_size, temporal_patch_size),
-    )
+    require_cuda_build(frames.device)
+    patches = (0, 1, 1) if layout == "tchw" else (patch_size, merge_size, temporal_patch_size)
+    taps_multiple = _C.frame_resample_cpu_taps_multiple() if frames.device.type == "cpu" else 1
+    options = native_options(frames, size, mean, std, patches, taps_multiple)
+    _C.frame_resample(frames, _checked_indices(frames, frame_indices), out, options)
     return out
 
 
 _frame_resample.register_fake(_checked_output)
+
+
+def require_cuda_build(device: torch.device) -> None:
+    """Raise ValueError for a CUDA device where the native module was built without CUDA kernels."""
+    if device.type == "cuda" and not _C.WITH_CUDA:
+        raise ValueError(
+            f"frame_resample: this build of zoomzero has no CUDA kernels, got frames on {device}; install nvcc and a "
+            "CUDA build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
+        )
+
+
+def native_options(
+    frames: Tensor,
+    size: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    patches: tuple[int, int, int],
+    taps_multiple: int,
+) -> _C.FrameResampleOptions:
+    """The options as the native module takes them; ``patches`` is (ps, m, tp), ps = 0 for planes."""
+    out_h, out_w = size
+    return (
+        (out_h, out_w),
+        _axis(frames.shape[2], out_w, frames.device, taps_multiple),
+        _axis(frames.shape[1], out_h, frames.device, 1),
+        # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.
+        (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2])),
+        (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]),
+        patches,
+    )

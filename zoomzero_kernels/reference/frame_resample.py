@@ -21,8 +21,8 @@ def frame_resample(
 ) -> Tensor:
     """frames uint8 [N, H, W, 3] -> patches [ceil(n/tp)*gh*gw, 3*tp*ps*ps] or [n, 3, out_h, out_w].
 
-    Each pass is ``clamp(floor((W @ x + 2^(p-1)) / 2^p), 0, 255)`` with W the integer weights of ``bicubic_weights``: exact in
-    float64, since every product and sum is an integer below 2^53. The equivalent in torch and torchvision:
+    Each pass is ``clamp(floor((W @ x + 2^(p-1)) / 2^p), 0, 255)`` with W the integer weights of ``bicubic_weights``:
+    exact in float64, since every product and sum is an integer below 2^53. The equivalent in torch and torchvision:
 
         resize(frames[frame_indices].permute(0, 3, 1, 2), size, BICUBIC, antialias=True)  on uint8, on the CPU
         ((x / 255) - mean) / std
@@ -58,8 +58,8 @@ def bicubic_weights(in_size: int, out_size: int) -> tuple[Tensor, int]:
     """Integer weights float64 [out_size, in_size] and their precision p: true weight = integer / 2^p.
 
     Output i lies at centre = scale * (i + 1/2), scale = in/out; weights are the cubic kernel with a = -1/2 stretched by
-    max(scale, 1), cut at the image, normalised to 1, then rounded at the largest precision (at most 22) that keeps every one
-    of them inside an int16. This is how Pillow and torch quantise.
+    max(scale, 1), cut at the image, normalised to 1, then rounded at the largest precision (at most 22) that keeps
+    every one of them inside an int16. This is how Pillow and torch quantise.
     """
     scale = in_size / out_size
     stretch = max(scale, 1.0)
@@ -83,7 +83,7 @@ def bicubic_weights(in_size: int, out_size: int) -> tuple[Tensor, int]:
 
 
 def patchify(frames: Tensor, patch_size: int, merge_size: int, temporal_patch_size: int) -> Tensor:
-    """[n, C, H, W] -> [ceil(n/tp)*gh*gw, C*tp*ps*ps], rows ordered (t, gh/m, gw/m, m, m); the last frame is repeated."""
+    """[n, C, H, W] -> [ceil(n/tp)*gh*gw, C*tp*ps*ps], rows ordered (t, gh/m, gw/m, m, m), the last frame repeated."""
     num_frames, channels, height, width = frames.shape
     ps, m, tp = patch_size, merge_size, temporal_patch_size
     missing = -num_frames % tp

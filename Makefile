@@ -1,0 +1,54 @@
+# `make setup` first; every other target runs inside the environment that it makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := torch==2.14.1 torchvision==0.29.1
+EXTRAS := dev,train,video
+NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*)
+SOURCES := zoomzero zoomzero_kernels tests benchmarks build_backend
+
+.PHONY: setup demo test lint bench kernel-report sanitize tiny clean
+
+setup: $(VENV)/.project
+
+$(VENV)/.python:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "zoomzero needs Python 3.11 or newer, got " + sys.version + "; run make setup PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	$(BIN)/pip install $(TORCH)
+	touch $@
+
+# Built without pip's isolation, against the torch just installed. The build tools come first, as the dev extra names them.
+$(VENV)/.project: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(BIN)/pip install "scikit-build-core>=0.11" "cmake>=3.26" "ninja>=1.11"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --editable ".[$(EXTRAS)]" "torchvision==0.29.1"
+	touch $@
+
+demo: setup
+	$(BIN)/zoomzero demo
+
+test: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(wildcard $(SOURCES))
+
+bench: setup
+	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+
+kernel-report: setup
+	$(BIN)/python benchmarks/kernel_report.py
+
+# The CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
+sanitize: setup
+	.ci/sanitize.sh
+
+tiny: setup
+	$(BIN)/python -m zoomzero.synthetic.train_tiny
+
+clean:
+	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache
