@@ -69,9 +69,7 @@ def _facts_of(flags: list[str]) -> dict[str, Any] | None:
         return None
     found = re.search(r"^ZOOMZERO_TORCH=(.*)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or found is None:
-        raise RuntimeError(
-            f"zoomzero build: importing torch failed, got {done.stderr[-2000:]}; repair that torch first"
-        )
+        raise RuntimeError(f"zoomzero build: torch must be importable, got {done.stderr[-2000:]}; repair it first")
     return json.loads(found.group(1))
 
 
