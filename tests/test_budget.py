@@ -63,7 +63,8 @@ def test_empty_spans_fall_back_to_twenty_frames_of_the_whole_video() -> None:
     for policy in ("fill", "paper"):
         plan = plan_frames(300, 720, 1280, budget_tokens=4096, spans=[], policy=policy)
         assert len(plan.timestamps) == FALLBACK_FRAMES
-        assert plan.timestamps[0] == 0 and plan.timestamps[-1] >= 280
+        assert plan.timestamps[0] == 0
+        assert plan.timestamps[-1] >= 280
 
 
 SOURCES = st.sampled_from([(720, 1280), (1280, 720), (1080, 1920), (480, 480), (480, 854), (540, 1280), (1080, 2520)])
@@ -94,7 +95,8 @@ def check_plan(request: dict[str, Any]) -> Any:
     assert plan.num_tokens <= request["budget_tokens"]
     assert 1 <= len(plan.timestamps) <= request["max_frames"]
     assert request["min_frame_tokens"] <= rows * columns <= request["max_frame_tokens"]
-    assert abs(rows - columns * height / width) <= 1 + 1e-9 and abs(columns - rows * width / height) <= 1 + 1e-9
+    assert abs(rows - columns * height / width) <= 1 + 1e-9
+    assert abs(columns - rows * width / height) <= 1 + 1e-9
     assert list(plan.timestamps) == sorted(plan.timestamps)
     assert all(0 <= t < request["duration"] for t in plan.timestamps)
     assert plan.sample_fps > 0
@@ -149,15 +151,18 @@ def test_zoom_frames_lie_in_the_spans_in_proportion(
             count = sum(start <= t <= end for t in inside)
             share = len(inside) * (end - start) / total
             # Each span has at least one frame, which the longer ones give up.
-            assert count <= max(1, math.ceil(share + 1e-9)) and count >= 1
+            assert count <= max(1, math.ceil(share + 1e-9))
+            assert count >= 1
             assert count >= math.floor(share + 1e-9) - len(merged)
 
 
 def test_context_frames_come_from_the_rest() -> None:
     plan = plan_frames(100, 720, 1280, budget_tokens=4096, spans=[(40, 60)], context_fraction=0.2, max_frames=20)
     inside = [t for t in plan.timestamps if 40 <= t <= 60]
-    assert len(inside) == 16 and len(plan.timestamps) == 20
-    assert min(plan.timestamps) < 40 and max(plan.timestamps) > 60
+    assert len(inside) == 16
+    assert len(plan.timestamps) == 20
+    assert min(plan.timestamps) < 40
+    assert max(plan.timestamps) > 60
 
 
 def test_context_is_dropped_when_the_spans_cover_the_video() -> None:
@@ -177,13 +182,15 @@ def test_tiny_source_is_enlarged_to_the_smallest_frame() -> None:
 
 def test_very_elongated_source_gets_the_nearest_shape() -> None:
     plan = plan_frames(10, 8, 20000, budget_tokens=4096)
-    assert plan.size[0] == CELL and plan.num_tokens <= 4096
+    assert plan.size[0] == CELL
+    assert plan.num_tokens <= 4096
 
 
 def test_budget_too_small_for_all_candidates_thins_evenly() -> None:
     plan = plan_frames(600, 720, 1280, budget_tokens=320)
     steps = [b - a for a, b in zip(plan.timestamps, plan.timestamps[1:], strict=False)]
-    assert len(plan.timestamps) <= 40 and max(steps) - min(steps) <= 0.5 + 1e-9
+    assert len(plan.timestamps) <= 40
+    assert max(steps) - min(steps) <= 0.5 + 1e-9
     assert plan.sample_fps == pytest.approx(len(plan.timestamps) / 600)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -45,7 +46,7 @@ def test_measures_are_shares_and_agree_with_a_fine_grid(pred: list[intervals.Spa
 def test_merge_is_sorted_disjoint_and_idempotent(spans: list[intervals.Span]) -> None:
     merged = intervals.merge(spans)
     assert merged == intervals.merge(merged)
-    assert all(a[1] < b[0] for a, b in zip(merged, merged[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(merged))
 
 
 def test_touching_spans_become_one() -> None:

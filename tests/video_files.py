@@ -101,7 +101,8 @@ def write_clip(folder: Path, spec: ClipSpec) -> Path:
 
 def _mux(container: av.container.OutputContainer, packet: av.Packet, shift: int, time_base: Fraction) -> None:
     offset = round(shift * time_base / packet.time_base)
-    assert packet.pts is not None and packet.dts is not None  # encoders set both
+    assert packet.pts is not None
+    assert packet.dts is not None
     packet.pts += offset
     packet.dts += offset
     container.mux(packet)

@@ -329,10 +329,7 @@ def _spread(spans: list[intervals.Span], count: int) -> list[float]:
 def _apportion(lengths: list[float], count: int) -> list[int]:
     """Whole shares of `count`, at least one each, otherwise by largest remainder in proportion to the lengths."""
     total = sum(lengths)
-    if total <= 0:
-        exact = [count / len(lengths)] * len(lengths)
-    else:
-        exact = [count * length / total for length in lengths]
+    exact = [count / len(lengths)] * len(lengths) if total <= 0 else [count * length / total for length in lengths]
     shares = [max(1, math.floor(value)) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: shares[i] - exact[i])
     for i in range(count - sum(shares)):

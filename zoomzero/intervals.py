@@ -16,7 +16,7 @@ Span = tuple[float, float]
 def _checked(spans: Iterable[Sequence[float]], op: str) -> list[Span]:
     checked: list[Span] = []
     for span in spans:
-        if isinstance(span, str) or not isinstance(span, Sequence) and not hasattr(span, "__len__"):
+        if isinstance(span, str) or (not isinstance(span, Sequence) and not hasattr(span, "__len__")):
             raise TypeError(f"{op}: a span must be a pair (start, end), got {span!r}; pass a list of pairs of seconds")
         if len(span) != 2:
             raise ValueError(f"{op}: a span must be a pair (start, end), got {span!r}; "

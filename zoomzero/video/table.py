@@ -97,7 +97,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> _Pa
                 continue
             if packet.is_keyframe:
                 found.keys.append(packet.pts)
-            if packet.is_discard or is_vp8 and _is_hidden_vp8(packet):
+            if packet.is_discard or (is_vp8 and _is_hidden_vp8(packet)):
                 continue
             found.shown.append(packet.pts)
             if last_pts is None or packet.pts >= last_pts:
@@ -116,7 +116,7 @@ def read_table(container: av.container.InputContainer, stream: av.VideoStream, p
     found = _scan(container, stream)
     damage = _damage(found, container, stream)
     # AVI knows no presentation times: with reordered frames what the demuxer calls so is a guess.
-    if not found.all_timed or container.format.name == "avi" and stream.codec_context.has_b_frames:
+    if not found.all_timed or (container.format.name == "avi" and stream.codec_context.has_b_frames):
         return None
     if not found.shown:
         raise VideoError(path, "no video frames" + (f" ({damage})" if damage else ""))
