@@ -1,0 +1,87 @@
+"""Whole groups of rollouts, the unit that generation makes, that micro-batches slice and that a packed row holds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoomzero.generation import Rollouts
+from zoomzero.trainer.prompts import PreparedPrompt
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """P prompts and their P * G responses, the G of a prompt next to each other.
+
+    token_ids int64, mask bool, advantages float32 [P*G, T]; old_logps, ref_logps float32 [P*G, T] or None (on policy,
+    no KL term); num_items: valid tokens of the whole generation batch, whichever slice of it this is.
+    """
+
+    prompts: list[PreparedPrompt]
+    token_ids: Tensor
+    mask: Tensor
+    advantages: Tensor
+    old_logps: Tensor | None
+    ref_logps: Tensor | None
+    num_items: int
+
+    def split(self, num_parts: int) -> list["GroupBatch"]:
+        """Equal parts of whole groups; ValueError if the prompts do not divide."""
+        num_prompts = len(self.prompts)
+        if num_prompts % num_parts:
+            raise ValueError(
+                f"GroupBatch: {num_prompts} groups do not divide into {num_parts} micro-batches; make "
+                "per_device_train_batch_size a multiple of num_generations"
+            )
+        size, rows = num_prompts // num_parts, len(self.token_ids) // num_parts
+        return [
+            GroupBatch(
+                prompts=self.prompts[part * size : (part + 1) * size],
+                num_items=self.num_items,
+                **{name: _rows(getattr(self, name), part * rows, rows) for name in _TENSORS},
+            )
+            for part in range(num_parts)
+        ]
+
+
+_TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps")
+
+
+def _rows(tensor: Tensor | None, start: int, count: int) -> Any:
+    return None if tensor is None else tensor[start : start + count]
+
+
+def group_rows(rows: Sequence[Mapping[str, Any]], num_generations: int) -> list[Mapping[str, Any]]:
+    """One row a group from the sampler's batch, which repeats each row `num_generations` times in a run.
+
+    ValueError if it does not: a group would mix questions.
+    """
+    groups = [rows[start : start + num_generations] for start in range(0, len(rows), num_generations)]
+    for group in groups:
+        if len(group) != num_generations or any(row != group[0] for row in group):
+            raise ValueError(
+                f"ZoomZeroTrainer: a batch must repeat each row {num_generations} times in a run, got {len(rows)} rows "
+                "that do not; make the batch sizes multiples of num_generations and keep TRL's own sampler"
+            )
+    return [group[0] for group in groups]
+
+
+def join_rollouts(parts: Sequence[Rollouts], pad_token_id: int) -> Rollouts:
+    """Rollouts of several generation calls as one, padded to the longest."""
+    length = max(part.token_ids.shape[1] for part in parts)
+
+    def joined(name: str, fill: float) -> Tensor:
+        padded = [
+            torch.nn.functional.pad(values, (0, length - values.shape[1]), value=fill)
+            for values in (getattr(part, name) for part in parts)
+        ]
+        return torch.cat(padded)
+
+    return Rollouts(
+        token_ids=joined("token_ids", pad_token_id),
+        mask=joined("mask", False),
+        logps=joined("logps", 0.0),
+        stopped=torch.cat([part.stopped for part in parts]),
+    )
