@@ -21,6 +21,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 import torch
+from av.video.reformatter import VideoReformatter
 
 from zoomzero.video.base import Video
 from zoomzero.video.errors import VideoError
@@ -67,6 +68,8 @@ class PyAVVideo(Video):
             raise
         self._turns = round(first.rotation / 90) % 4
         self._coded_size = first.height, first.width
+        # One converter a file: a frame's own to_ndarray builds a new one, with its threads, for every frame.
+        self._reformatter = VideoReformatter()
         self._warned = False
         height, width = self._coded_size[::-1] if self._turns % 2 else self._coded_size
         super().__init__(self.path, self.table, codec, fps, (height, width))
@@ -215,7 +218,7 @@ class PyAVVideo(Video):
 
     def _pixels(self, frame: av.VideoFrame) -> torch.Tensor:
         height, width = self._coded_size
-        rgb = torch.from_numpy(frame.to_ndarray(format="rgb24", width=width, height=height))
+        rgb = torch.from_numpy(self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray())
         return torch.rot90(rgb, self._turns, (0, 1)) if self._turns else rgb
 
     def _release(self) -> None:
