@@ -1,0 +1,315 @@
+"""From a video and a question to model inputs: plan the frames, read them in chunks, resample them into patches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zoomzero.budget import FramePlan, plan_frames
+from zoomzero.prompts import Prompts
+from zoomzero.video import Video, VideoError, open_video
+from zoomzero_kernels import frame_resample
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedTokenizerBase
+
+SETTINGS_FILE = "zoomzero.json"
+VIDEO_PAD = "<|video_pad|>"
+
+# Frames read before they are turned into patches: bounds the memory that full-size frames take.
+FRAMES_PER_CHUNK = 16
+
+# CLIP's statistics, which every Qwen-VL processor uses; a checkpoint's own preprocessor file takes precedence.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True)
+class PassSettings:
+    """How frames are chosen for one pass; the arguments of `zoomzero.budget.plan_frames` of the same names."""
+
+    budget_tokens: int
+    sample_fps: float = 2.0
+    max_frames: int = 768
+    min_frame_tokens: int = 16
+    max_frame_tokens: int = 768
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"PassSettings: {field.name} must be a positive number, got {value!r}; correct it")
+
+
+@dataclasses.dataclass(frozen=True)
+class ZoomSettings:
+    """What a checkpoint was trained with, stored beside its weights as zoomzero.json.
+
+    The defaults are the method's: 8192 visual tokens for the coarse pass, 4096 from at most 256 frames for the zoom.
+    """
+
+    coarse: PassSettings = PassSettings(budget_tokens=8192)
+    zoom: PassSettings = PassSettings(budget_tokens=4096, max_frames=256)
+    prompts: Prompts = dataclasses.field(default_factory=Prompts)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        Path(folder, SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(folder: str | os.PathLike[str]) -> ZoomSettings:
+        """Read zoomzero.json from a checkpoint's folder; the defaults if it has none.
+
+        Raises:
+            ValueError: the file is there but is not valid.
+        """
+        file = Path(folder, SETTINGS_FILE)
+        if not file.exists():
+            return ZoomSettings()
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return ZoomSettings(
+                coarse=PassSettings(**data["coarse"]),
+                zoom=PassSettings(**data["zoom"]),
+                prompts=Prompts(**data["prompts"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: not valid settings of zoomzero: {error}; restore or delete the file") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionGeometry:
+    """Patch layout of a vision tower: pixels a patch side, patches a token side, frames a temporal patch."""
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    mean: tuple[float, ...] = CLIP_MEAN
+    std: tuple[float, ...] = CLIP_STD
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedVideo:
+    """Model inputs of the visual part.
+
+    pixel_values_videos [t*h*w, 3*tp*ps*ps] float32, video_grid_thw int64 [1, 3] (in patches), second_per_grid_ts
+    float32 [1]: seconds from one temporal patch to the next.
+    """
+
+    pixel_values_videos: torch.Tensor
+    video_grid_thw: torch.Tensor
+    second_per_grid_ts: torch.Tensor
+    plan: FramePlan
+
+
+class VideoInputs:
+    """Processor for Qwen2.5-VL checkpoints: video + question -> model inputs under a visual-token budget.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer, with a chat template that takes video parts.
+        settings: budgets and prompts of the two passes.
+        geometry: patch layout of the vision tower.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ZoomSettings | None = None,
+        geometry: VisionGeometry | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings or ZoomSettings()
+        self.geometry = geometry or VisionGeometry()
+        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_PAD)
+        if self.video_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(
+                f"VideoInputs: the tokenizer must have the token {VIDEO_PAD}; use a Qwen-VL checkpoint's own"
+            )
+
+    def __call__(
+        self,
+        video: Video | str | os.PathLike[str],
+        question: str,
+        options: Sequence[str],
+        *,
+        spans: Sequence[tuple[float, float]] | None = None,
+    ) -> BatchFeature:
+        """Inputs of one pass, batch size 1.
+
+        Args:
+            video: an open video, or the path of one.
+            question: the question's text.
+            options: 2 to 6 option texts, without letters.
+            spans: None for the coarse pass over the whole video; for the zoom pass the spans (seconds) to look at,
+                merged and inside the video.
+
+        Returns:
+            input_ids, attention_mask, mm_token_type_ids [1, L] int64 and the visual part as in `EncodedVideo`: ready
+            for the model's forward as keyword arguments.
+
+        Raises:
+            ValueError: question, options or spans are not valid.
+            VideoError: the video cannot be read.
+        """
+        opened = video if isinstance(video, Video) else open_video(video)
+        try:
+            encoded = self.encode(opened, self.plan(opened, spans))
+        finally:
+            if opened is not video:
+                opened.close()
+        return self.assemble(encoded, question, options, zoomed=spans is not None)
+
+    def plan(
+        self,
+        video: Video,
+        spans: Sequence[tuple[float, float]] | None = None,
+        *,
+        budget_tokens: int | None = None,
+    ) -> FramePlan:
+        """The frames of a pass: coarse when spans is None, else zoomed into them.
+
+        An empty list of spans (a response that named none) plans a zoom pass over the whole video. budget_tokens
+        overrides the settings' budget.
+        """
+        settings = self.settings.coarse if spans is None else self.settings.zoom
+        return plan_frames(
+            video.duration,
+            video.height,
+            video.width,
+            budget_tokens=budget_tokens or settings.budget_tokens,
+            sample_fps=settings.sample_fps,
+            spans=None if spans is None else list(spans),
+            max_frames=settings.max_frames,
+            min_frame_tokens=settings.min_frame_tokens,
+            max_frame_tokens=settings.max_frame_tokens,
+            patch_size=self.geometry.patch_size,
+            merge_size=self.geometry.merge_size,
+            temporal_patch_size=self.geometry.temporal_patch_size,
+        )
+
+    def encode(self, video: Video, plan: FramePlan) -> EncodedVideo:
+        """Read the plan's frames and turn them into patches, chunk by chunk into one preallocated tensor.
+
+        The patches are on the device the back end decodes to.
+        """
+        geometry = self.geometry
+        step = geometry.temporal_patch_size
+        num_steps = -(-len(plan.timestamps) // step)
+        grid_h, grid_w = (side // geometry.patch_size for side in plan.size)
+        shape = num_steps * grid_h * grid_w, 3 * step * geometry.patch_size**2
+        patches: torch.Tensor | None = None
+        filled = 0
+        for frames, _ in video.stream(plan.timestamps, chunk=max(1, FRAMES_PER_CHUNK // step) * step):
+            part = frame_resample(
+                frames,
+                size=plan.size,
+                mean=geometry.mean,
+                std=geometry.std,
+                patch_size=geometry.patch_size,
+                merge_size=geometry.merge_size,
+                temporal_patch_size=step,
+            )
+            patches = part.new_empty(shape) if patches is None else patches
+            patches[filled : filled + len(part)] = part
+            filled += len(part)
+        if patches is None or filled != shape[0]:
+            raise VideoError(video.path, f"gave {filled} patches where the plan needs {shape[0]}")
+        grid = torch.tensor([[num_steps, grid_h, grid_w]])
+        return EncodedVideo(patches, grid, torch.tensor([step / plan.sample_fps]), plan)
+
+    def seen_frames(self, encoded: EncodedVideo) -> torch.Tensor:
+        """The frames of an encoded video as the model sees them, uint8 [n, height, width, 3]: the patches put back."""
+        geometry, plan = self.geometry, encoded.plan
+        step, patch, merge = geometry.temporal_patch_size, geometry.patch_size, geometry.merge_size
+        t, grid_h, grid_w = encoded.video_grid_thw[0].tolist()
+        cells = encoded.pixel_values_videos.view(
+            t, grid_h // merge, grid_w // merge, merge, merge, 3, step, patch, patch
+        )
+        # Patch order is (t, rows, columns, row in token, column in token, channel, frame, y, x).
+        pixels = cells.permute(0, 6, 1, 3, 7, 2, 4, 8, 5).reshape(t * step, *plan.size, 3)[: len(plan.timestamps)]
+        mean, std = pixels.new_tensor(geometry.mean), pixels.new_tensor(geometry.std)
+        return ((pixels * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def assemble(self, encoded: EncodedVideo, question: str, options: Sequence[str], *, zoomed: bool) -> BatchFeature:
+        """Join encoded frames with the prompt of the coarse or the zoom pass; returns as `__call__`."""
+        from transformers import BatchFeature
+
+        merged = self.geometry.merge_size**2
+        num_tokens = int(encoded.video_grid_thw.prod()) // merged
+        input_ids = self.prompt_ids(question, options, num_tokens, zoomed=zoomed)
+        return BatchFeature(
+            {
+                "input_ids": input_ids,
+                "attention_mask": torch.ones_like(input_ids),
+                # 2 marks video tokens for the model's M-RoPE positions.
+                "mm_token_type_ids": (input_ids == self.video_token_id).long() * 2,
+                "pixel_values_videos": encoded.pixel_values_videos,
+                "video_grid_thw": encoded.video_grid_thw,
+                "second_per_grid_ts": encoded.second_per_grid_ts,
+            }
+        )
+
+    def prompt_ids(self, question: str, options: Sequence[str], num_tokens: int, *, zoomed: bool) -> torch.Tensor:
+        """Token ids of the prompt with `num_tokens` visual placeholders, int64 [1, L]."""
+        for text in (question, *options):
+            for token in self.tokenizer.all_special_tokens:
+                if token in text:
+                    raise ValueError(
+                        f"question and options must not contain the special token {token}; got {text!r:.80}"
+                    )
+        prompts = self.settings.prompts
+        text = prompts.zoom_text(question, options) if zoomed else prompts.coarse_text(question, options)
+        message: dict[str, Any] = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        rendered = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        before, placeholder, after = rendered.partition(VIDEO_PAD)
+        if not placeholder:
+            raise ValueError(
+                f"the tokenizer's chat template gives no {VIDEO_PAD} for a video part; use a Qwen-VL template"
+            )
+        ids = [*self._ids(before), *[self.video_token_id] * num_tokens, *self._ids(after)]
+        return torch.tensor([ids])
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write the tokenizer and zoomzero.json into a checkpoint's folder."""
+        self.tokenizer.save_pretrained(folder)
+        self.settings.save(folder)
+
+
+def load_processor(path: str | os.PathLike[str]) -> VideoInputs:
+    """The processor of a Qwen2.5-VL checkpoint on disk (or in the local hub cache).
+
+    Patch geometry comes from the checkpoint's config, pixel statistics from its preprocessor file (CLIP's if it has
+    none), budgets and prompts from its zoomzero.json (the method's defaults if it has none).
+
+    Raises:
+        ValueError: the checkpoint is not a Qwen2.5-VL model.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(path)
+    if config.model_type != "qwen2_5_vl":
+        raise ValueError(
+            f"load_processor: the checkpoint must be a qwen2_5_vl model, got {config.model_type} at {path}"
+        )
+    vision = config.vision_config
+    mean, std = _pixel_statistics(Path(path))
+    geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std)
+    return VideoInputs(AutoTokenizer.from_pretrained(path), ZoomSettings.load(path), geometry)
+
+
+def _pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        file = folder / name
+        if file.exists():
+            data = json.loads(file.read_text(encoding="utf-8"))
+            if "image_mean" in data and "image_std" in data:
+                return tuple(data["image_mean"]), tuple(data["image_std"])
+    return CLIP_MEAN, CLIP_STD
