@@ -133,6 +133,25 @@ def test_stream_equals_frames_at_and_keeps_to_its_chunk(plain: Path) -> None:
         assert np.concatenate([t for _, t in chunks]).tolist() == starts.tolist()
 
 
+@pytest.mark.parametrize("spec", [spec for spec in CLIPS if spec.b_frames and spec.rotation == 0],
+                         ids=lambda spec: spec.name)
+def test_streams_that_take_turns_still_get_their_own_frames(folder: Path, spec: ClipSpec) -> None:
+    """Frames that nobody asked for are dropped undecoded, and a later request asks for them after all."""
+    rng = random.Random(5)
+    with open_video(write_clip(folder, spec)) as video:
+        plans = [sorted(rng.sample(range(video.num_frames), 20)) for _ in range(3)]
+        streams = [video.stream(video.timestamps[plan], chunk=rng.choice([1, 3])) for plan in plans]
+        seen: list[list[int]] = [[], [], []]
+        order = [0, 1, 2] * 20
+        rng.shuffle(order)
+        for which in order:
+            chunk = next(iter(streams[which]), None)
+            seen[which] += [] if chunk is None else numbers_in(chunk[0])
+        for which, plan in enumerate(plans):
+            assert seen[which] == [spec.preroll + i for i in plan][: len(seen[which])]
+            assert len(seen[which]) >= 15
+
+
 def test_streaming_decodes_each_packet_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from zoomzero.video.pyav import PyAVVideo
 

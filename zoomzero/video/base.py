@@ -17,6 +17,7 @@ from zoomzero.video.table import FrameTable
 # Times are often computed as index / fps; a microsecond absorbs their rounding and is far below any frame's duration.
 TIME_TOLERANCE_SECONDS = 1e-6
 
+Indices = npt.NDArray[np.int64]
 Times = Sequence[float] | npt.NDArray[np.floating] | torch.Tensor
 
 
@@ -67,15 +68,23 @@ class Video(abc.ABC):
             TypeError: `seconds` is not a sequence of numbers.
             VideoError: the frames cannot be decoded.
         """
-        wanted = self._indices(seconds, coarse)
-        unique, positions = np.unique(wanted, return_inverse=True)
-        frames = self._allocate(len(wanted))
-        starts = np.empty(len(wanted), dtype=np.float64)
+        indices = self._indices(seconds, coarse)
+        return self._serve(indices, np.unique(indices))
+
+    def _serve(self, indices: Indices, plan: Indices) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+        unique, positions = np.unique(indices, return_inverse=True)
+        frames = self._allocate(len(indices))
+        starts = np.empty(len(indices), dtype=np.float64)
         with self._lock:
-            for rank, (start, frame) in enumerate(self._read(unique)):
+            self._check_open()
+            for rank, (start, pixels) in enumerate(self._read(unique, plan)):
                 for position in np.flatnonzero(positions == rank):
-                    frames[position] = frame
                     starts[position] = start
+                    if isinstance(pixels, np.ndarray):
+                        # numpy copies a frame in a third of a millisecond; torch wakes its threads for it.
+                        frames[position].numpy()[...] = pixels
+                    else:
+                        frames[position] = pixels
         return frames, starts
 
     def stream(
@@ -87,9 +96,9 @@ class Video(abc.ABC):
         """
         if chunk < 1:
             raise ValueError(f"stream: chunk must be at least 1, got {chunk}; 32 is a good start")
-        self._indices(seconds, coarse)
-        times = _as_times(seconds)
-        return (self.frames_at(times[i : i + chunk], coarse) for i in range(0, len(times), chunk))
+        indices = self._indices(seconds, coarse)
+        plan = np.unique(indices)
+        return (self._serve(indices[i : i + chunk], plan) for i in range(0, len(indices), chunk))
 
     def close(self) -> None:
         """Release the file and the decoder. Closing twice does no harm."""
@@ -110,9 +119,12 @@ class Video(abc.ABC):
         return (f"<{type(self).__name__} {self.path!r} {self.codec} {self.width}x{self.height} {self.duration:.2f} s "
                 f"{self.num_frames} frames>")
 
-    def _indices(self, seconds: Times, coarse: str) -> npt.NDArray[np.int64]:
+    def _check_open(self) -> None:
         if self._closed:
             raise ValueError(f"frames_at: the video must be open, got a closed one ({self.path}); open it again")
+
+    def _indices(self, seconds: Times, coarse: str) -> Indices:
+        self._check_open()
         if coarse not in ("exact", "keyframes"):
             raise ValueError(f"frames_at: coarse must be 'exact' or 'keyframes', got {coarse!r}; leave it 'exact'")
         times = _as_times(seconds)
@@ -130,8 +142,12 @@ class Video(abc.ABC):
         return torch.empty((count, self.height, self.width, 3), dtype=torch.uint8)
 
     @abc.abstractmethod
-    def _read(self, indices: npt.NDArray[np.int64]) -> Iterator[tuple[float, torch.Tensor]]:
-        """For each of the rising, distinct frame indices: when the frame starts and its pixels, uint8 [H, W, 3]."""
+    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, torch.Tensor | npt.NDArray[np.uint8]]]:
+        """For each of the rising, distinct frame indices: when the frame starts and its pixels, uint8 [H, W, 3].
+
+        `plan` holds all frames this and the following calls will ask for, rising and distinct: a back end may prepare
+        for them, and must still serve frames outside it later.
+        """
 
     @abc.abstractmethod
     def _release(self) -> None:
