@@ -93,5 +93,5 @@ def test_features_of_other_frames_are_refused() -> None:
 
 def test_other_models_are_refused() -> None:
     config = Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(TypeError, match="must be a Qwen2_5_VLForConditionalGeneration.*got Qwen2ForCausalLM"):
+    with pytest.raises(TypeError, match=r"must be a Qwen2_5_VLForConditionalGeneration.*got Qwen2ForCausalLM"):
         require_qwen2_5_vl(Qwen2ForCausalLM(config))

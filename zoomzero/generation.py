@@ -1,9 +1,11 @@
-"""Sampling a group of responses per prompt with the prompt computed once.
+"""Sampling a group of responses per prompt with the prompt computed, and held, once.
 
-Problem: GRPO samples G responses of one prompt whose video fills most of its tokens; repeating the prompt G times
-repeats the vision tower and the prefill G times. Here the prompts are prefilled once each (left-padded into one
-batch), the keys and values are then copied G times into a buffer with room for the completion, and all P * G rows
-decode together; a step writes its keys in place instead of growing (copying) the cache.
+Problem: GRPO samples G responses of one prompt whose video fills most of its tokens; G rows a prompt repeat the vision
+tower and the prefill G times and read G copies of the prompt's keys at every step. Here the prompts are prefilled once
+each (left-padded into one batch); a decoding step is then one row a prompt with G new tokens, one of each response. The
+row's keys are the prompt's, once, followed by those of all responses in order of time, and a mask lets each response
+see the prompt and itself. Keys are written in place into a buffer with room for the responses, never grown by
+copying.
 """
 
 import contextlib
@@ -71,39 +73,35 @@ class Rollouts:
 
 
 class _GroupLayer(CacheLayerMixin):
-    """Keys and values of one layer: the prompt's from the prefill, then a buffer of every rollout's."""
+    """Keys and values [P, heads, places, dim] of one layer: first the prompts', then what is appended to them."""
 
     keys: Tensor
     values: Tensor
 
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self.length = 0
+
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.keys, self.values = key_states, value_states
-        self.length = key_states.shape[2]
+        rows, heads, length, dim = key_states.shape
+        self.keys = key_states.new_empty(rows, heads, length + self.room, dim)
+        self.values = value_states.new_empty(rows, heads, length + self.room, dim)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            return key_states, value_states
         start, self.length = self.length, self.length + key_states.shape[2]
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def fork(self, copies: int, room: int) -> None:
-        """Copy every row `copies` times, rows of one prompt adjacent, and leave `room` free places after the prompt."""
-        for name in ("keys", "values"):
-            prompt = getattr(self, name)
-            rows, heads, length, dim = prompt.shape
-            buffer = prompt.new_empty(rows, copies, heads, length + room, dim)
-            buffer[:, :, :, :length] = prompt.unsqueeze(1)
-            setattr(self, name, buffer.flatten(0, 1))
-
     def get_seq_length(self) -> int:
-        return self.length if self.is_initialized else 0
+        return self.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_seq_length() + query_length, 0
+        return self.length + query_length, 0
 
     def get_max_length(self) -> int:
         return -1
@@ -162,43 +160,39 @@ def generate(
     """
     if not prompts:
         raise ValueError("generate: needs at least one prompt, got none; skip the call for an empty batch")
+    group_size = options.num_generations
     with evaluation_mode(model):
-        layers = [_GroupLayer() for _ in model.model.language_model.layers]
-        cache = Cache(layers=list(layers))
+        room = group_size * (options.max_new_tokens - 1)
+        cache = Cache(layers=[_GroupLayer(room) for _ in model.model.language_model.layers])
         hidden, keep = _prefill(model, prompts, cache)
-        copies, room = options.num_generations, options.max_new_tokens
-        for layer in layers:
-            layer.fork(copies, room)
-        keys = torch.cat((keep, keep.new_ones(len(prompts), room)), dim=1).repeat_interleave(copies, 0)
         starts = torch.tensor([prompt.next_position for prompt in prompts], device=keep.device)
-        return _decode(
-            model,
-            cache,
-            hidden.repeat_interleave(copies, 0),
-            keys if not bool(keep.all()) else None,
-            starts.repeat_interleave(copies),
-            options,
-            generator,
-        )
+        return _decode(model, cache, hidden, _group_mask(keep, group_size, room), starts, options, generator)
+
+
+def _group_mask(keep: Tensor, group_size: int, room: int) -> Tensor:
+    """keep bool [P, L] -> bool [P, 1, G, L + room]: response g sees its prompt and every G-th later key, its own."""
+    own = torch.eye(group_size, dtype=torch.bool, device=keep.device).repeat(1, room // group_size)
+    prompt = keep[:, None, None].expand(-1, 1, group_size, -1)
+    return torch.cat((prompt, own.expand(len(keep), 1, -1, -1)), dim=-1)
 
 
 def _decode(
     model: Qwen2_5_VLForConditionalGeneration,
     cache: Cache,
     hidden: Tensor,
-    key_mask: Tensor | None,
-    positions: Tensor,
+    mask: Tensor,
+    starts: Tensor,
     options: SamplingOptions,
     generator: torch.Generator | None,
 ) -> Rollouts:
-    """hidden [R, D] after the prompt, key_mask bool [R, prompt + room] or None, positions int64 [R] of the first
-    token.
-    """
+    """hidden [P, D] after the prompts, mask as `_group_mask` gives it, starts int64 [P]: the first token's position."""
+    num_prompts, group_size = len(hidden), options.num_generations
+    logits = model.lm_head(hidden).repeat_interleave(group_size, dim=0)
     eos = torch.tensor(options.eos_token_ids, device=hidden.device)
-    running = torch.ones(hidden.shape[0], dtype=torch.bool, device=hidden.device)
+    running = torch.ones(num_prompts * group_size, dtype=torch.bool, device=hidden.device)
     columns: dict[str, list[Tensor]] = {"ids": [], "mask": [], "logps": [], "top": []}
     for step in range(options.max_new_tokens):
-        token, logps = _sample(model.lm_head(hidden), options, generator)
+        token, logps = _sample(logits, options, generator)
         columns["ids"].append(token.where(running, options.pad_token_id))
         columns["mask"].append(running)
         columns["logps"].append(logps.gather(-1, token[:, None])[:, 0].where(running, 0.0))
@@ -207,15 +201,15 @@ def _decode(
         running = running & ~torch.isin(token, eos)
         if step + 1 == options.max_new_tokens or not bool(running.any()):
             break
-        length = cache.get_seq_length() + 1
+        num_keys = cache.get_seq_length() + group_size
         outputs = model.model.language_model(
-            inputs_embeds=model.get_input_embeddings()(token[:, None]),
-            position_ids=(positions + step)[None, :, None].expand(3, -1, -1),
-            attention_mask=None if key_mask is None else _step_mask(model, key_mask[:, :length]),
+            inputs_embeds=model.get_input_embeddings()(token.view(num_prompts, group_size)),
+            position_ids=(starts + step)[None, :, None].expand(3, -1, group_size),
+            attention_mask=additive_mask(model, mask[..., :num_keys]),
             past_key_values=cache,
             use_cache=True,
         )
-        hidden = outputs.last_hidden_state[:, -1]
+        logits = model.lm_head(outputs.last_hidden_state.flatten(0, 1))
     return Rollouts(
         token_ids=torch.stack(columns["ids"], dim=1),
         mask=torch.stack(columns["mask"], dim=1),
@@ -232,12 +226,6 @@ def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator
         return logps.argmax(-1), logps
     logps = (logits.float() / options.temperature).log_softmax(-1)
     return torch.multinomial(logps.exp(), 1, generator=generator)[:, 0], logps
-
-
-def _step_mask(model: Qwen2_5_VLForConditionalGeneration, keys: Tensor) -> Tensor:
-    """keys bool [R, K] -> the 4-D mask [R, 1, 1, K] for one query a row: boolean for SDPA, additive for eager."""
-    mask = keys[:, None, None]
-    return additive_mask(model, mask)
 
 
 def additive_mask(model: Qwen2_5_VLForConditionalGeneration, mask: Tensor) -> Tensor:

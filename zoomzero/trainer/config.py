@@ -44,8 +44,8 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
 class ZoomZeroConfig(GRPOConfig):
     """TRL's `GRPOConfig` with Zoom-Zero's settings; unsupported combinations raise ValueError at construction.
 
-    Defaults that differ from TRL's: epsilon_high 0.28, beta 0.01 and use_bias_correction_kl off (the paper's KL term),
-    gradient_checkpointing off, bf16 off (mixed precision must be asked for).
+    Defaults that differ from TRL's: max_completion_length 512, epsilon_high 0.28, beta 0.01 and use_bias_correction_kl
+    off (the paper's KL term), gradient_checkpointing off, bf16 off (mixed precision must be asked for).
     """
 
     zoom_reward: bool = field(
@@ -81,15 +81,19 @@ class ZoomZeroConfig(GRPOConfig):
     beta: float = field(
         default=0.01, metadata={"help": "Weight of the KL term to the frozen start model; 0 leaves it out."}
     )
+    num_generations: int = field(default=8, metadata={"help": "Responses a prompt; a group."})
+    steps_per_generation: int = field(  # type: ignore[assignment]  # TRL fills it in from the batch sizes
+        default=None,
+        metadata={"help": "Micro-batches a generation batch is trained in; gradient accumulation unless set."},
+    )
+    max_completion_length: int = field(default=512, metadata={"help": "Longest response in tokens."})
     use_bias_correction_kl: bool = field(
         default=False, metadata={"help": "Must stay off: the KL term is the clamped k3 estimate of the paper."}
     )
     gradient_checkpointing: bool = field(
         default=False, metadata={"help": "Recompute activations in the backward pass to save memory."}
     )
-    bf16: bool | None = field(
-        default=False, metadata={"help": "bfloat16 mixed precision in the loss and the zoom pass."}
-    )
+    bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision in the loss and the zoom pass."})
 
     def __post_init__(self) -> None:
         self._check_choices()

@@ -110,9 +110,10 @@ class PromptEncoder:
         missing = {look.frames_key: look for look in looks if parts[look.frames_key] is None}
         encoded = [self.processor.encode(self.videos.get(look.video), look.plan) for look in missing.values()]
         for key, visual, source in zip(missing, self._towered(encoded), encoded, strict=True):
-            parts[key] = _Frames(visual, source.video_grid_thw, source.second_per_grid_ts)
-            self._frames.put(key, parts[key])
-        return [part for look in looks if (part := parts[look.frames_key]) is not None]
+            part = _Frames(visual, source.video_grid_thw, source.second_per_grid_ts)
+            self._frames.put(key, part)
+            parts[key] = part
+        return [found for look in looks if (found := parts[look.frames_key]) is not None]
 
     def _towered(self, encoded: Sequence[EncodedVideo]) -> list[Tensor]:
         if not self.freeze_vision:

@@ -3,7 +3,7 @@
 Note [Where a step's work goes]
 TRL keeps the loop (sampling of rows, gradient accumulation, optimizer, checkpoints, logs). A step's work is ours and
 is done once a group, not once a rollout: frames are decoded and (frozen tower) encoded once and cached; the prompt is
-prefilled once and its keys are forked; the zoom pass answers each distinct set of zoomed frames once; the reference's
+prefilled once and its keys are shared; the zoom pass answers each distinct set of zoomed frames once; the reference's
 and the policy's log-probabilities run on packed rows; the loss goes from hidden states to gradients without holding
 logits.
 """
@@ -12,7 +12,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset
@@ -36,6 +36,8 @@ from zoomzero_kernels import linear_grpo_loss, linear_selective_logps, token_adv
 COLUMNS = ("video", "question", "options", "answer", "spans")
 
 Rows = Sequence[Mapping[str, Any]]
+# TRL passes a batch between its hooks as a dictionary; ours has the one entry "groups".
+Batch = dict[str, Any]
 
 
 class ZoomZeroTrainer(GRPOTrainer):
@@ -54,6 +56,14 @@ class ZoomZeroTrainer(GRPOTrainer):
         RuntimeError: TRL's private hooks are not those this trainer was written for.
     """
 
+    args: ZoomZeroConfig
+    model: torch.nn.Module
+    num_generations: int
+    num_generations_eval: int
+    max_completion_length: int
+    _logs: dict[str, Any]
+    _buffered_inputs: Any
+
     def __init__(
         self,
         model: Qwen2_5_VLForConditionalGeneration | str,
@@ -69,7 +79,7 @@ class ZoomZeroTrainer(GRPOTrainer):
             raise TypeError(f"ZoomZeroTrainer: args must be a ZoomZeroConfig, got {type(args).__name__}; build one")
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **(args.model_init_kwargs or {}))
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **_keywords(args.model_init_kwargs))
         require_qwen2_5_vl(model)
         if not isinstance(processing_class, VideoInputs):
             raise TypeError(
@@ -108,17 +118,18 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     # -- one generation batch ------------------------------------------------------------------------------------
 
-    def _prepare_inputs(self, generation_batch: Any) -> GroupBatch:
+    def _prepare_inputs(self, generation_batch: Any) -> Batch:
         """TRL's hook before the loss: generate when due, else hand out the next slice of the last batch."""
         if not self.model.training:
             return self._generate_and_score_completions(generation_batch)
         steps = self.args.steps_per_generation
         if self._buffered_inputs is None or self._step % (steps * self.num_iterations) == 0:
-            self._buffered_inputs = self._generate_and_score_completions(generation_batch).split(steps)
+            groups: GroupBatch = self._generate_and_score_completions(generation_batch)["groups"]
+            self._buffered_inputs = [{"groups": part} for part in groups.split(steps)]
         return self._buffered_inputs[self._step % steps]
 
     @torch.no_grad()
-    def _generate_and_score_completions(self, inputs: Rows) -> GroupBatch:
+    def _generate_and_score_completions(self, inputs: Any) -> Batch:
         """Rows (each repeated for its group) to prompts, rollouts, rewards, advantages and log-probabilities."""
         group_size = self.num_generations if self.model.training else self.num_generations_eval
         rows = group_rows(inputs, group_size)
@@ -140,7 +151,7 @@ class ZoomZeroTrainer(GRPOTrainer):
             with self._phase("reference"):
                 ref_logps = self._reference_logps(prompts, rollouts, group_size)
         self._log_rollouts(rollouts, scores, texts, [row["question"] for row in repeated], advantages)
-        return GroupBatch(
+        groups = GroupBatch(
             prompts=prompts,
             token_ids=rollouts.token_ids,
             mask=mask,
@@ -149,6 +160,7 @@ class ZoomZeroTrainer(GRPOTrainer):
             ref_logps=ref_logps,
             num_items=int(mask.sum()),
         )
+        return {"groups": groups}
 
     def _is_off_policy(self) -> bool:
         """Whether some micro-batch is trained after the weights that generated it have changed (TRL's own rule)."""
@@ -225,22 +237,23 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     # -- the loss ------------------------------------------------------------------------------------------------
 
-    def _compute_loss(self, model: torch.nn.Module, inputs: GroupBatch) -> Tensor:
+    def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
         """Policy loss of a micro-batch, scaled for gradient accumulation as TRL scales each loss type."""
         policy = self.accelerator.unwrap_model(model)
+        groups: GroupBatch = inputs["groups"]
         training = self.model.training
         accumulation = self.current_gradient_accumulation_steps if training else 1
-        num_items = inputs.num_items * accumulation / self.args.steps_per_generation if training else inputs.num_items
+        num_items = groups.num_items * accumulation / self.args.steps_per_generation if training else groups.num_items
         with self._phase("loss"):
-            hidden = self._hidden_states(policy, inputs.prompts, inputs.token_ids, inputs.mask)
+            hidden = self._hidden_states(policy, groups.prompts, groups.token_ids, groups.mask)
             output = linear_grpo_loss(
                 hidden,
                 policy.lm_head.weight,
-                inputs.token_ids,
-                inputs.advantages,
-                inputs.mask,
-                old_logps=inputs.old_logps,
-                ref_logps=inputs.ref_logps,
+                groups.token_ids,
+                groups.advantages,
+                groups.mask,
+                old_logps=groups.old_logps,
+                ref_logps=groups.ref_logps,
                 temperature=self.temperature,
                 beta=self.beta,
                 clip_low=self.epsilon_low,
@@ -249,7 +262,7 @@ class ZoomZeroTrainer(GRPOTrainer):
                 max_completion_length=self.max_completion_length,
                 num_items=max(num_items, 1),
             )
-        valid = inputs.mask.sum().clamp(min=1)
+        valid = groups.mask.sum().clamp(min=1)
         self._record("kl", output.kl)
         self._record("entropy", output.entropy.sum() / valid)
         self._record("clip_ratio/region_mean", output.clip_fraction)
@@ -311,11 +324,16 @@ def rollout_metrics(rollouts: Rollouts, scores: Scores, *, zoom_reward: bool) ->
     return metrics
 
 
-def _rewards_of_a_batch(**_: object) -> list[float]:
+def _rewards_of_a_batch(**_: object) -> list[float | None]:
     """TRL demands a reward function. The rewards come from `score`, which needs the whole batch, so a call is a bug."""
     raise RuntimeError(
         "ZoomZeroTrainer: rewards are computed with the batch, got a call of TRL's reward hook; " + REMEDY
     )
+
+
+def _keywords(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """model_init_kwargs as the configuration holds them: TRL also takes JSON text, and has parsed it by now."""
+    return dict(value) if isinstance(value, dict) else {}
 
 
 def _frozen_copy(
