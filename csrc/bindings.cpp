@@ -12,4 +12,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #endif
   m.def("cpu_capability", &zoomzero::frame_resample_cpu_capability, "Instruction set that the CPU kernels chose.");
   zoomzero::bind_frame_resample(m);
+  zoomzero::bind_policy_rows(m);
+  zoomzero::bind_token_advantages(m);
 }

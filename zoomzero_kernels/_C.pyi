@@ -22,3 +22,48 @@ def frame_resample(
 def frame_resample_launch(
     frames: Tensor, frame_indices: Tensor | None, out: Tensor, options: FrameResampleOptions, num_processors: int
 ) -> tuple[bytes, bytes, int, int]: ...
+
+def policy_rows(
+    logits: Tensor,
+    token_ids: Tensor,
+    mask: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    old_logps: Tensor | None,
+    ref_logps: Tensor | None,
+    temperature: float,
+    numbers: tuple[float, float, float, float],
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    grad: Tensor | None,
+) -> None: ...
+def logp_rows(
+    logits: Tensor,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    logps: Tensor,
+    entropy: Tensor,
+    normaliser: Tensor,
+) -> None: ...
+def logp_rows_backward(
+    logits: Tensor,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    entropy: Tensor,
+    normaliser: Tensor,
+    grad_logps: Tensor,
+    grad_entropy: Tensor | None,
+    grad: Tensor,
+) -> None: ...
+def policy_rows_cpu_capability() -> str: ...
+def token_advantages(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    normalization: int,
+    eps: float,
+    advantages: Tensor,
+) -> int: ...

@@ -30,6 +30,16 @@ class GRPOLossOutput(NamedTuple):
     clip_fraction: Tensor
 
 
+class RowOutputs(NamedTuple):
+    """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens."""
+
+    loss: Tensor
+    logps: Tensor
+    entropy: Tensor
+    kl: Tensor
+    clipped: Tensor
+
+
 @dataclass(frozen=True)
 class PolicyOptions:
     """Numbers of the per-token objective; ``kl_clamp`` is inf when the KL estimate is not clamped."""

@@ -16,6 +16,7 @@ from zoomzero_kernels.grpo_loss import sequence_level_loss, stored_scale
 from zoomzero_kernels.grpo_options import (
     GRPOLossOutput,
     PolicyOptions,
+    RowOutputs,
     check_choices,
     check_normaliser,
     check_policy_tensors,
@@ -66,7 +67,7 @@ def _linear_grpo_loss(
     credit, share = advantages[valid].unsqueeze(0), (weights[valid] / scale).unsqueeze(0)
     old, ref = _picked(old_logps, valid), _picked(ref_logps, valid)
     gradients = HeadGradients(rows, weight, needs)
-    parts: list[row_pass.RowOutputs] = []
+    parts: list[RowOutputs] = []
     for start, chunk, logits in chunk_logits(rows, weight, bias):
         window = slice(start, start + chunk.shape[0])
         everything = torch.ones((1, chunk.shape[0]), dtype=torch.bool, device=hidden.device)

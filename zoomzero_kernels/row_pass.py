@@ -1,77 +1,32 @@
-"""The pass over rows of logits that all policy losses share, in plain torch, and the choice of a faster back end.
+"""The pass over rows of logits that all policy losses share, and the choice of the back end that runs it.
 
-A row is the logits of one token. Only valid rows are read; the gradient may be written over the logits. Chunks of rows
-bound the temporaries, so that no second tensor of the logits' size exists besides the gradient.
+A row is the logits of one token. Only valid rows are read, and the gradient may be written over the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.grpo_options import PolicyOptions, compute_dtype
-
-# Elements of logits in flight at once: 16 MiB of float32, large enough to keep vector units busy, small beside a batch.
-_CHUNK_ELEMENTS = 1 << 22
+from zoomzero_kernels import _C, eager_rows
+from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
 
 
-class RowOutputs(NamedTuple):
-    """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens."""
-
-    loss: Tensor
-    logps: Tensor
-    entropy: Tensor
-    kl: Tensor
-    clipped: Tensor
+def _runs_natively(logits: Tensor) -> bool:
+    return logits.device.type == "cpu" and logits.dtype != torch.float64
 
 
-def policy_terms(
-    logps: Tensor, advantages: Tensor, old_logps: Tensor | None, ref_logps: Tensor | None, options: PolicyOptions
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, its derivative in ``logps``, k3 KL and clip flag of each token; all tensors of one shape.
-
-    Without ``old_logps`` the ratio is exactly 1 (on-policy), also where ``logps`` is -inf.
-    """
-    ratio = torch.ones_like(logps) if old_logps is None else (logps - old_logps).exp()
-    unclipped = ratio * advantages
-    bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * advantages
-    clipped = bounded < unclipped
-    loss = -torch.minimum(unclipped, bounded)
-    derivative = torch.where(clipped, 0.0, -unclipped)
-    if ref_logps is None:
-        return loss, derivative, torch.zeros_like(logps), clipped
-    delta = ref_logps - logps
-    growth = torch.expm1(delta)
-    kl = growth - delta
-    outside = kl > options.kl_clamp
-    kl = torch.where(outside, options.kl_clamp, kl)
-    if options.beta > 0:
-        loss = loss + options.beta * kl
-        derivative = derivative - options.beta * torch.where(outside, 0.0, growth)
-    return loss, derivative, kl, clipped
+def _unit_stride(logits: Tensor) -> Tensor:
+    """Logits whose last stride is 1, as the kernels want them; slices of the other dimensions need no copy."""
+    return logits if logits.shape[-1] == 1 or logits.stride(-1) == 1 else logits.contiguous()
 
 
-def _chunks(mask: Tensor, vocab_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    rows, columns = mask.nonzero(as_tuple=True)
-    size = max(1, _CHUNK_ELEMENTS // max(vocab_size, 1))
-    for start in range(0, rows.numel(), size):
-        yield rows[start : start + size], columns[start : start + size]
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32).contiguous()
 
 
-def _scaled_logits(logits: Tensor, temperature: float) -> Tensor:
-    scaled = logits.to(compute_dtype(logits))
-    return scaled / temperature if temperature != 1.0 else scaled
-
-
-def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
-    return -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1)
-
-
-def _pick(tensor: Tensor | None, rows: Tensor, columns: Tensor, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor[rows, columns].to(dtype)
+def _maybe_values(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else _values(tensor)
 
 
 def policy_rows(
@@ -90,30 +45,26 @@ def policy_rows(
     logits [B, T, V] any strides; token_ids int64, mask bool, advantages, weights, old_logps, ref_logps [B, T];
     grad [B, T, V], which may be ``logits`` itself, is overwritten: 0 on masked rows.
     """
-    dtype = compute_dtype(logits)
-    outputs = RowOutputs(*(torch.zeros(mask.shape, dtype=dtype, device=logits.device) for _ in range(5)))
-    for rows, columns in _chunks(mask, logits.shape[-1]):
-        ids = token_ids[rows, columns].unsqueeze(-1)
-        log_probs = _scaled_logits(logits[rows, columns], options.temperature).log_softmax(-1)
-        probs = log_probs.exp()
-        logps = log_probs.gather(-1, ids).squeeze(-1)
-        loss, derivative, kl, clipped = policy_terms(
-            logps,
-            advantages[rows, columns].to(dtype),
-            _pick(old_logps, rows, columns, dtype),
-            _pick(ref_logps, rows, columns, dtype),
-            options,
-        )
-        values = (loss, logps, _entropy(log_probs, probs), kl, clipped.to(dtype))
-        for output, value in zip(outputs, values, strict=True):
-            output[rows, columns] = value
-        if grad is not None:
-            slope = derivative * weights[rows, columns].to(dtype) / options.temperature
-            chunk_grad = probs.mul_(-slope.unsqueeze(-1))
-            chunk_grad.scatter_add_(-1, ids, slope.unsqueeze(-1))
-            grad[rows, columns] = chunk_grad.to(grad.dtype)
-    if grad is not None:
-        grad.masked_fill_(~mask.unsqueeze(-1), 0.0)
+    if not _runs_natively(logits):
+        return eager_rows.policy_rows(logits, token_ids, mask, advantages, weights, old_logps, ref_logps, options, grad)
+    outputs = RowOutputs(*(torch.zeros(mask.shape, dtype=torch.float32) for _ in range(5)))
+    numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+    target = None if grad is None else _unit_stride(grad)
+    _C.policy_rows(
+        _unit_stride(logits),
+        token_ids.contiguous(),
+        mask.contiguous(),
+        _values(advantages),
+        _values(weights),
+        _maybe_values(old_logps),
+        _maybe_values(ref_logps),
+        options.temperature,
+        numbers,
+        outputs,
+        target,
+    )
+    if grad is not None and target is not None and target is not grad:
+        grad.copy_(target)
     return outputs
 
 
@@ -123,18 +74,13 @@ def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: floa
     The normaliser holds the largest scaled logit m and ``log(sum(exp(z - m)))``: their sum, the log-sum-exp, would lose
     the second number's digits under large logits.
     """
-    dtype = compute_dtype(logits)
-    logps, entropy = (torch.zeros(mask.shape, dtype=dtype, device=logits.device) for _ in range(2))
-    normaliser = torch.zeros((*mask.shape, 2), dtype=dtype, device=logits.device)
-    for rows, columns in _chunks(mask, logits.shape[-1]):
-        scaled = _scaled_logits(logits[rows, columns], temperature)
-        largest = scaled.amax(-1, keepdim=True)
-        shifted = scaled - largest
-        log_sum = shifted.exp().sum(-1, keepdim=True).log()
-        log_probs = shifted - log_sum
-        logps[rows, columns] = log_probs.gather(-1, token_ids[rows, columns].unsqueeze(-1)).squeeze(-1)
-        entropy[rows, columns] = _entropy(log_probs, log_probs.exp())
-        normaliser[rows, columns] = torch.cat([largest, log_sum], dim=-1)
+    if not _runs_natively(logits):
+        return eager_rows.logp_rows(logits, token_ids, mask, temperature)
+    logps, entropy = (torch.zeros(mask.shape, dtype=torch.float32) for _ in range(2))
+    normaliser = torch.zeros((*mask.shape, 2), dtype=torch.float32)
+    _C.logp_rows(
+        _unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature, logps, entropy, normaliser
+    )
     return logps, entropy, normaliser
 
 
@@ -153,17 +99,19 @@ def logp_rows_backward(
 
     With z = logits / temperature, d logp / d z_i = [i == token] - p_i and d entropy / d z_i = -p_i (log p_i + entropy).
     """
-    dtype = compute_dtype(logits)
-    for rows, columns in _chunks(mask, logits.shape[-1]):
-        largest, log_sum = normaliser[rows, columns].split(1, dim=-1)
-        log_probs = _scaled_logits(logits[rows, columns], temperature) - largest - log_sum
-        probs = log_probs.exp()
-        slope = (grad_logps[rows, columns].to(dtype) / temperature).unsqueeze(-1)
-        chunk_grad = -slope * probs
-        if grad_entropy is not None:
-            entropy_slope = (grad_entropy[rows, columns].to(dtype) / temperature).unsqueeze(-1)
-            spread = probs * (log_probs + entropy[rows, columns].unsqueeze(-1))
-            chunk_grad -= entropy_slope * torch.where(probs == 0, 0.0, spread)
-        chunk_grad.scatter_add_(-1, token_ids[rows, columns].unsqueeze(-1), slope)
-        grad[rows, columns] = chunk_grad.to(grad.dtype)
-    grad.masked_fill_(~mask.unsqueeze(-1), 0.0)
+    if not _runs_natively(logits):
+        eager_rows.logp_rows_backward(
+            logits, token_ids, mask, entropy, normaliser, grad_logps, grad_entropy, temperature, grad
+        )
+        return
+    _C.logp_rows_backward(
+        _unit_stride(logits),
+        token_ids.contiguous(),
+        mask.contiguous(),
+        temperature,
+        _values(entropy),
+        _values(normaliser),
+        _values(grad_logps),
+        _maybe_values(grad_entropy),
+        grad,
+    )

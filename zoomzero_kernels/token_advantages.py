@@ -11,68 +11,14 @@ import math
 import torch
 from torch import Tensor
 
+from zoomzero_kernels import _C
 from zoomzero_kernels.grpo_options import check_device, check_mask, checked_mask, describe
 
 _OP = "token_advantages"
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
-# Deviations below this share of the largest reward are rounding of the float64 sums: equal rewards give exactly 0.
-_EQUAL = 1e-12
 
 
-def _standardise(values: Tensor, counts: Tensor, group: Tensor, sizes: Tensor, eps: float) -> Tensor:
-    """Standardise values [B, K] with multiplicities counts [B, K], by group, over both dimensions.
-
-    group [B] is the index of each response's group, sizes [G] the number of responses; all float64 but the indices.
-    """
-    num_groups = sizes.shape[0]
-
-    def total(amounts: Tensor) -> Tensor:
-        return torch.zeros(num_groups, dtype=torch.float64, device=values.device).index_add_(0, group, amounts.sum(-1))
-
-    # Shifting by one member's value keeps both passes exact for equal values. Values without tokens take no part.
-    present = counts > 0
-    low = torch.full((num_groups,), math.inf, dtype=torch.float64, device=values.device)
-    smallest = torch.where(present, values, math.inf).amin(-1)
-    low = low.scatter_reduce(0, group, smallest, "amin")
-    shifted = torch.where(present, values - low[group].unsqueeze(-1), 0.0)
-    size = torch.where(present, values.abs(), 0.0).amax(-1)
-    scale = torch.zeros_like(low).scatter_reduce(0, group, size, "amax")
-    shifted = torch.where(shifted.abs() <= _EQUAL * scale[group].unsqueeze(-1), 0.0, shifted)
-    number = total(counts)
-    mean = (total(shifted * counts) / number.clamp(min=1))[group].unsqueeze(-1)
-    deviation = shifted - mean
-    variance = total(deviation * deviation * counts) / (number - 1).clamp(min=1)
-    # A group without spread has no deviation either; with eps = 0 its quotient would be 0 / 0.
-    quotient = deviation / (variance.sqrt() + eps)[group].unsqueeze(-1)
-    result = torch.where(deviation == 0, 0.0, quotient)
-    single = (sizes == 1)[group].unsqueeze(-1)
-    return torch.where(single, values / (1 + eps), result)
-
-
-def _table(
-    rewards: Tensor, credit: Tensor, counts: Tensor, group: Tensor, sizes: Tensor, normalize: str, eps: float
-) -> Tensor:
-    """Advantage of each response and segment, float64 [B, S]; counts [B, S] are its valid tokens."""
-
-    def by_column(values: Tensor) -> Tensor:
-        once = torch.ones_like(values[:, :1])
-        columns = [_standardise(values[:, k : k + 1], once, group, sizes, eps) for k in range(values.shape[1])]
-        return torch.cat(columns, dim=1) if columns else values
-
-    if normalize == "rewards":
-        return by_column(rewards) @ credit
-    if normalize == "sequence":
-        largest = credit.amax(dim=1)
-        return by_column((rewards @ largest).unsqueeze(1)).expand(-1, credit.shape[1])
-    by_segment = rewards @ credit
-    if normalize == "segments":
-        return by_column(by_segment)
-    if normalize == "tokens":
-        return _standardise(by_segment, counts, group, sizes, eps)
-    return by_segment
-
-
-@torch.library.custom_op("zoomzero::token_advantages", mutates_args=())
+@torch.library.custom_op("zoomzero::token_advantages", mutates_args=(), device_types="cpu")
 def _token_advantages(
     rewards: Tensor,
     segments: Tensor,
@@ -82,19 +28,23 @@ def _token_advantages(
     normalize: str,
     eps: float,
 ) -> Tensor:
-    valid = checked_mask(_OP, mask)
-    num_segments = credit.shape[1]
-    index = torch.where(valid, segments.long(), 0)
-    if index.device.type == "cpu" and index.numel() and int(index.max()) >= num_segments:
+    advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
+    wrong = _C.token_advantages(
+        rewards.double().contiguous(),
+        segments.contiguous(),
+        credit.double().contiguous(),
+        group_ids.long().contiguous(),
+        checked_mask(_OP, mask),
+        NORMALIZATIONS.index(normalize),
+        eps,
+        advantages,
+    )
+    if wrong >= 0:
         raise ValueError(
-            f"{_OP}: segments must be in [0, {num_segments}) on valid tokens, got {int(index.max())}; "
+            f"{_OP}: segments must be in [0, {credit.shape[1]}) on valid tokens, got {wrong}; "
             "give credit a column for every segment"
         )
-    counts = torch.zeros((mask.shape[0], num_segments), dtype=torch.float64, device=mask.device)
-    counts.scatter_add_(1, index, valid.double())
-    _, group, sizes = torch.unique(group_ids, return_inverse=True, return_counts=True)
-    table = _table(rewards.double(), credit.double(), counts, group, sizes, normalize, eps)
-    return torch.where(valid, table.float().gather(1, index), 0.0)
+    return advantages
 
 
 @_token_advantages.register_fake
@@ -159,9 +109,9 @@ def token_advantages(
             f"{_OP}: segments must be uint8 [B, T] with B = {rewards.shape[0]}, got {describe(segments)}; "
             "use the output of token_segments"
         )
-    if credit.dim() != 2 or credit.shape[0] != rewards.shape[1] or credit.shape[1] == 0:
+    if credit.dim() != 2 or credit.shape[0] != rewards.shape[1] or not 1 <= credit.shape[1] <= 256:
         raise ValueError(
-            f"{_OP}: credit must be [R, S] with R = {rewards.shape[1]} and S >= 1, got {describe(credit)}; "
+            f"{_OP}: credit must be [R, S] with R = {rewards.shape[1]} and S in 1..256, got {describe(credit)}; "
             "give one row a reward"
         )
     if not credit.dtype.is_floating_point:

@@ -1,0 +1,8 @@
+// Row maths compiled for AVX2; see Note [Instruction sets] in policy_row_math.h.
+#include "policy_row_math.inl"
+
+namespace zoomzero {
+
+const RowMath kRowMathAvx2 = ZOOMZERO_ROW_MATH("AVX2");
+
+}  // namespace zoomzero
