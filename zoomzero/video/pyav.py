@@ -81,12 +81,12 @@ class PyAVVideo(Video):
             self._container.close()
             raise
         self._droppable = codec in DROPPABLE_CODECS and not self.table.untimed
-        self._turns = round(first.rotation / 90) % 4
+        self.turns = round(first.rotation / 90) % 4
         self._coded_size = first.height, first.width
         # One converter a file: a frame's own to_ndarray builds a new one, with its threads, for every frame.
         self._reformatter = VideoReformatter()
         self._warned = False
-        height, width = self._coded_size[::-1] if self._turns % 2 else self._coded_size
+        height, width = self._coded_size[::-1] if self.turns % 2 else self._coded_size
         super().__init__(self.path, self.table, codec, fps, (height, width))
 
     def _read_table(self) -> FrameTable:
@@ -272,7 +272,7 @@ Note [Robust seek]."""
         height, width = self._coded_size
         converted = self._reformatter.reformat(frame, width, height, "rgb24")
         rgb: npt.NDArray[np.uint8] = converted.to_ndarray()  # type: ignore[assignment]
-        return np.rot90(rgb, self._turns) if self._turns else rgb
+        return np.rot90(rgb, self.turns) if self.turns else rgb
 
     def _release(self) -> None:
         self._frames = iter(())
