@@ -238,7 +238,8 @@ class _Work:
         return encoded
 
     def finish_coarse(self, text: str, response: Response, confidence: float) -> None:
-        letter = response.answer if response.answer in OPTION_LETTERS[: len(self.query.options)] else None
+        letters = list(OPTION_LETTERS[: len(self.query.options)])
+        letter = response.answer if response.answer in letters else None
         self.spans = tuple(merge(clip(response.spans, 0.0, self._video.duration)))
         self._finish("coarse", text, letter, confidence if letter else 0.0)
 
