@@ -1,8 +1,8 @@
 // Fixed-point weights of antialiased bicubic resampling along one axis.
 //
-// The same integers as Pillow's and torch's uint8 paths (the formula and the choice of the precision come from there), so
-// that results are equal to theirs to the last bit: centre = scale (i + 1/2), support = 2 max(scale, 1),
-// w = cubic((j - centre + 1/2) / max(scale, 1)) with a = -1/2, normalised to sum 1, times 2^precision, rounded to int16.
+// The same integers as Pillow's and torch's uint8 paths (the formula and the choice of the precision come from there),
+// so that results are equal to theirs to the last bit: centre = scale (i + 1/2), support = 2 max(scale, 1), w =
+// cubic((j - centre + 1/2) / max(scale, 1)) with a = -1/2, normalised to sum 1, times 2^precision, rounded to int16.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,9 @@ inline double bicubic_filter(double x) {
   return 0.0;
 }
 
-// taps_multiple: rows of the weight table are padded with zeros to a multiple of this, for vector loads. Above 1, starts near
-// the far edge move back (their weights preceded by zeros) so that all taps lie inside the input wherever it is long enough.
+// taps_multiple: rows of the weight table are padded with zeros to a multiple of this, for vector loads. Above 1,
+// starts near the far edge move back (their weights preceded by zeros) so that all taps lie inside the input wherever
+// it is long enough.
 inline BicubicAxis make_bicubic_axis(int64_t in_size, int64_t out_size, int32_t taps_multiple) {
   constexpr double kFilterWidth = 4.0;
   const double scale = static_cast<double>(in_size) / static_cast<double>(out_size);
@@ -74,7 +75,8 @@ inline BicubicAxis make_bicubic_axis(int64_t in_size, int64_t out_size, int32_t 
   }
   // The largest precision at which every weight still fits an int16; 22 bits leave room for 255 * sum in an int32.
   for (axis.precision = 0; axis.precision < 22; ++axis.precision) {
-    if (static_cast<int64_t>(0.5 + largest * static_cast<double>(int64_t{1} << (axis.precision + 1))) >= (1 << 15)) break;
+    if (static_cast<int64_t>(0.5 + largest * static_cast<double>(int64_t{1} << (axis.precision + 1))) >= (1 << 15))
+      break;
   }
   const double one = static_cast<double>(int64_t{1} << axis.precision);
   for (int64_t i = 0; i < out_size; ++i) {

@@ -1,10 +1,11 @@
 // frame_resample on CUDA.
 //
-// Problem: bicubic resize of uint8 RGB frames (horizontal pass, then vertical, both rounded to uint8), normalise, patch order.
-// Parallelisation: a block makes a strip of columns of one frame, walking down it a band of rows at a time. Source rows are
-// staged in shared memory by 16-byte loads, resized horizontally into a ring of rows in shared memory, and from there the
-// vertical pass runs in the order of the output, so that a warp's stores are contiguous (a patch's channel is 196 elements).
-// Memory traffic: source bytes once (plus the overlap of neighbouring strips, under 10 % for 64 columns), output bytes once.
+// Problem: bicubic resize of uint8 RGB frames (horizontal pass, then vertical, both rounded to uint8), normalise, patch
+// order. Parallelisation: a block makes a strip of columns of one frame, walking down it a band of rows at a time.
+// Source rows are staged in shared memory by 16-byte loads, resized horizontally into a ring of rows in shared memory,
+// and from there the vertical pass runs in the order of the output, so that a warp's stores are contiguous (a patch's
+// channel is 196 elements). Memory traffic: source bytes once (plus the overlap of neighbouring strips, under 10 % for
+// 64 columns), output bytes once.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -28,8 +29,9 @@ __device__ __forceinline__ int round_and_clamp(int sum, int precision) {
   return min(max((sum + ((1 << precision) >> 1)) >> precision, 0), 255);
 }
 
-// A weight whose 16-bit range the compiler does not know. It would otherwise shuffle pairs of weights and of pixels together for
-// dp2a, an instruction that the PTX interpreter of the tests does not run, which would leave the kernel unproven.
+// A weight whose 16-bit range the compiler does not know. It would otherwise shuffle pairs of weights and of pixels
+// together for dp2a, an instruction that the PTX interpreter of the tests does not run, which would leave the kernel
+// unproven.
 __device__ __forceinline__ int opaque(int weight) {
   asm("" : "+r"(weight));
   return weight;
@@ -40,16 +42,18 @@ struct Strip {
   const uint8_t* frame;  // first byte of the source frame
   int x0, columns;       // output columns
   int source_x, source_columns;
-  bool packed;           // pixels are three adjacent bytes
+  bool packed;  // pixels are three adjacent bytes
 };
 
 // Bytes between a staged row's 16-byte aligned start and its first pixel.
 __device__ __forceinline__ int misalignment(const FrameResampleParams& p, const Strip& strip, int row) {
   if (!strip.packed) return 0;
-  return static_cast<int>(reinterpret_cast<uintptr_t>(strip.frame + row * p.stride_row + strip.source_x * kChannels) & 15);
+  return static_cast<int>(reinterpret_cast<uintptr_t>(strip.frame + row * p.stride_row + strip.source_x * kChannels) &
+                          15);
 }
 
-// Source rows [row, row + count) of the strip to shared memory: whole 16-byte words where they lie inside the row's segment.
+// Source rows [row, row + count) of the strip to shared memory: whole 16-byte words where they lie inside the row's
+// segment.
 __device__ void stage_rows(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip, int row,
                            int count, uint8_t* stage) {
   if (!strip.packed) {
@@ -78,8 +82,8 @@ __device__ void stage_rows(const FrameResampleParams& p, const FrameResampleLaun
 }
 
 // Staged rows -> ring rows: a thread makes one output column of kHorizontalRows rows.
-__device__ void horizontal_pass(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip, int row,
-                                int count, const uint8_t* stage, const int16_t* weights, uint8_t* ring) {
+__device__ void horizontal_pass(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip,
+                                int row, int count, const uint8_t* stage, const int16_t* weights, uint8_t* ring) {
   const int groups = (count + kHorizontalRows - 1) / kHorizontalRows;
   for (int i = threadIdx.x; i < groups * strip.columns; i += kThreads) {
     const int x = i % strip.columns, group = i / strip.columns * kHorizontalRows;
@@ -105,15 +109,16 @@ __device__ void horizontal_pass(const FrameResampleParams& p, const FrameResampl
       if (group + r >= count) break;
       uint8_t* out = ring + (((row + group + r) % launch.ring_rows) * launch.strip_w + x) * kChannels;
 #pragma unroll
-      for (int c = 0; c < kChannels; ++c) out[c] = static_cast<uint8_t>(round_and_clamp(sums[r][c], p.horizontal.precision));
+      for (int c = 0; c < kChannels; ++c)
+        out[c] = static_cast<uint8_t>(round_and_clamp(sums[r][c], p.horizontal.precision));
     }
   }
 }
 
 // Ring rows -> output rows [y0, y0 + rows) in the order of the output: a warp makes one channel of one run at a time.
 template <typename T>
-__device__ void vertical_pass(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip, int y0,
-                              int rows, int64_t slot, int copies, const uint8_t* ring) {
+__device__ void vertical_pass(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip,
+                              int y0, int rows, int64_t slot, int copies, const uint8_t* ring) {
   const bool planar = p.patches.patch_size == 0;
   // A run: `run_h` rows of `run_w` columns of one channel that lie together in the output.
   const int run_w = planar ? strip.columns : p.patches.patch_size;
@@ -211,9 +216,12 @@ cudaError_t launch_as(const FrameResampleParams& p, const FrameResampleLaunch& l
 
 cudaError_t frame_resample_cuda(const FrameResampleParams& p, const FrameResampleLaunch& launch, cudaStream_t stream) {
   switch (p.type) {
-    case PixelType::kFloat32: return launch_as<float>(p, launch, stream);
-    case PixelType::kBFloat16: return launch_as<__nv_bfloat16>(p, launch, stream);
-    case PixelType::kFloat16: return launch_as<__half>(p, launch, stream);
+    case PixelType::kFloat32:
+      return launch_as<float>(p, launch, stream);
+    case PixelType::kBFloat16:
+      return launch_as<__nv_bfloat16>(p, launch, stream);
+    case PixelType::kFloat16:
+      return launch_as<__half>(p, launch, stream);
   }
   return cudaErrorInvalidValue;
 }

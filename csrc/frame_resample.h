@@ -30,7 +30,7 @@ struct PatchLayout {
 };
 
 struct FrameResampleParams {
-  const uint8_t* frames;         // [num_source_frames, in_h, in_w, 3], strides in bytes below
+  const uint8_t* frames;  // [num_source_frames, in_h, in_w, 3], strides in bytes below
   int64_t stride_frame;
   int64_t stride_row;
   int64_t stride_pixel;
@@ -39,13 +39,13 @@ struct FrameResampleParams {
   const int64_t* frame_indices;  // [num_frames] or null for 0 .. num_frames - 1
   int64_t num_frames;
   int32_t in_h, in_w, out_h, out_w;
-  AxisView horizontal;           // in_w -> out_w
-  AxisView vertical;             // in_h -> out_h
-  float scale[kChannels];        // output = value * scale + shift, one rounding (fused multiply-add)
+  AxisView horizontal;     // in_w -> out_w
+  AxisView vertical;       // in_h -> out_h
+  float scale[kChannels];  // output = value * scale + shift, one rounding (fused multiply-add)
   float shift[kChannels];
   PatchLayout patches;
   PixelType type;
-  void* output;                  // contiguous
+  void* output;  // contiguous
 };
 
 // Pixels of one output row that lie next to each other in the output, and the first of a channel's elements.
@@ -68,21 +68,20 @@ ZOOMZERO_HOST_DEVICE inline OutputRun output_run(const FrameResampleParams& p, i
   return {row * kChannels * tp * ps * ps + in_row, tp * ps * ps};
 }
 
-// CPU: output rows come in bands of `band_rows(p)`; work item w is band w % num_bands of frame w / num_bands.
-int32_t band_rows(const FrameResampleParams& p);
+// CPU: a work item is one band of output rows (a row of patches) of the frames of one temporal patch.
 int64_t num_work_items(const FrameResampleParams& p);
 void frame_resample_cpu(const FrameResampleParams& p, int64_t begin_item, int64_t end_item);
 
 // The taps multiple that `horizontal` must be built with for the CPU; everything else takes 1.
 int32_t frame_resample_cpu_taps_multiple();
 
-// How the CUDA kernel cuts the work: a block makes `block_rows` output rows of one strip of `strip_w` columns of one frame,
-// `band_rows` at a time.
+// How the CUDA kernel cuts the work: a block makes `block_rows` output rows of one strip of `strip_w` columns of one
+// frame, `band_rows` at a time.
 struct FrameResampleLaunch {
-  int32_t strip_w;      // columns of a strip: a multiple of the patch side, or any in the planar layout
+  int32_t strip_w;  // columns of a strip: a multiple of the patch side, or any in the planar layout
   int32_t num_strips;
-  int32_t band_rows;    // rows made at once: divides the patch side
-  int32_t block_rows;   // rows a block makes in all: a multiple of the patch side
+  int32_t band_rows;   // rows made at once: divides the patch side
+  int32_t block_rows;  // rows a block makes in all: a multiple of the patch side
   int32_t num_blocks_y;
   int32_t stage_rows;   // source rows loaded at once, a multiple of kHorizontalRows
   int32_t stage_pitch;  // bytes of a staged row, a multiple of 16
@@ -90,7 +89,8 @@ struct FrameResampleLaunch {
   int32_t shared_bytes;
 };
 
-// Cuts the work for a GPU of num_processors; shared_bytes is 0 where the downsampling ratio is too large for a block's memory.
+// Cuts the work for a GPU of num_processors; shared_bytes is 0 where the downsampling ratio is too large for a block's
+// memory.
 FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32_t num_processors);
 
 #if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)

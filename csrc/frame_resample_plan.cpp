@@ -1,4 +1,5 @@
-// How the CUDA kernel of frame_resample cuts its work. Plain arithmetic, kept apart so that it runs and is tested without a GPU.
+// How the CUDA kernel of frame_resample cuts its work. Plain arithmetic, kept apart so that it runs and is tested
+// without a GPU.
 #include <algorithm>
 #include <cmath>
 
@@ -7,7 +8,8 @@
 namespace zoomzero {
 namespace {
 
-// Shared memory that every GPU grants a block without opting in; several blocks of this size fit one processor of an H100.
+// Shared memory that every GPU grants a block without opting in; several blocks of this size fit one processor of an
+// H100.
 constexpr int64_t kSharedBytes = 48 * 1024;
 constexpr int32_t kHorizontalRows = 4;
 constexpr int32_t kMaxStageRows = 32;
@@ -62,7 +64,8 @@ FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32
   launch.num_strips = (p.out_w + launch.strip_w - 1) / launch.strip_w;
   const int64_t wanted = kBlocksPerProcessor * num_processors;
   const int64_t units_y = (p.out_h + unit_h - 1) / unit_h;
-  const int64_t splits = std::clamp<int64_t>(wanted / std::max<int64_t>(1, p.num_frames * launch.num_strips), 1, units_y);
+  const int64_t splits =
+      std::clamp<int64_t>(wanted / std::max<int64_t>(1, p.num_frames * launch.num_strips), 1, units_y);
   launch.block_rows = static_cast<int32_t>((units_y + splits - 1) / splits) * unit_h;
   launch.num_blocks_y = (p.out_h + launch.block_rows - 1) / launch.block_rows;
   return launch;

@@ -1,8 +1,11 @@
-// Row kernels of frame_resample in plain C++: the definition that the vector versions must equal, and what runs elsewhere.
+// Row kernels of frame_resample in plain C++: the definition that the vector versions must equal, and what runs
+// elsewhere.
 #include "frame_resample_rows.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
 
 #include "half_types.h"
 
@@ -22,7 +25,8 @@ void horizontal(const uint8_t* const* source, const AxisView& axis, int32_t out_
       for (int32_t k = 0; k < axis.sizes[x]; ++k) {
         for (int32_t c = 0; c < kChannels; ++c) sums[c] += weights[k] * pixels[k * kChannels + c];
       }
-      for (int32_t c = 0; c < kChannels; ++c) out[r][int64_t{x} * kChannels + c] = round_and_clamp(sums[c], axis.precision);
+      for (int32_t c = 0; c < kChannels; ++c)
+        out[r][int64_t{x} * kChannels + c] = round_and_clamp(sums[c], axis.precision);
     }
   }
 }
@@ -42,26 +46,56 @@ void vertical(const uint8_t* const* rows, const int16_t* weights, int32_t num_ro
 }
 
 template <typename T>
-void store_as(const uint8_t* rgb, int64_t count, const FrameResampleParams& p, const OutputRun& run) {
+void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, T* out) {
   for (int32_t c = 0; c < kChannels; ++c) {
-    T* out = static_cast<T*>(p.output) + run.first + c * run.channel_stride;
-    for (int64_t x = 0; x < count; ++x) {
-      const float value = std::fma(static_cast<float>(rgb[x * kChannels + c]), p.scale[c], p.shift[c]);
-      out[x] = from_float<T>(value);
+    // Every value a channel can take, so that no fused multiply-add is needed per pixel where the processor may have
+    // none.
+    T table[256];
+    for (int32_t v = 0; v < 256; ++v) table[v] = from_float<T>(std::fma(static_cast<float>(v), p.scale[c], p.shift[c]));
+    for (int64_t y = 0; y < block.rows; ++y) {
+      const uint8_t* pixels = rgb + y * block.row_bytes + c;
+      T* row = out + c * block.plane_stride + y * block.columns;
+      for (int64_t x = 0; x < block.columns; ++x) row[x] = table[pixels[x * kChannels]];
     }
   }
 }
 
-void store_run(const uint8_t* rgb, int64_t count, const FrameResampleParams& p, const OutputRun& run) {
+void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   switch (p.type) {
-    case PixelType::kFloat32: return store_as<float>(rgb, count, p, run);
-    case PixelType::kBFloat16: return store_as<BFloat16Bits>(rgb, count, p, run);
-    case PixelType::kFloat16: return store_as<Float16Bits>(rgb, count, p, run);
+    case PixelType::kFloat32:
+      return normalise_as(rgb, block, p, static_cast<float*>(out));
+    case PixelType::kBFloat16:
+      return normalise_as(rgb, block, p, static_cast<BFloat16Bits*>(out));
+    case PixelType::kFloat16:
+      return normalise_as(rgb, block, p, static_cast<Float16Bits*>(out));
   }
+}
+
+void copy_out(void* out, const void* source, int64_t num_bytes, bool) { std::memcpy(out, source, num_bytes); }
+
+const RowKernels& choose() {
+#ifdef __x86_64__
+  const char* wanted = std::getenv("ZOOMZERO_CPU_CAPABILITY");
+  const auto allowed = [wanted](const RowKernels& kernels) {
+    return wanted == nullptr || std::strcmp(wanted, kernels.name) == 0;
+  };
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx512 && allowed(kAvx512Rows)) return kAvx512Rows;
+  if (avx2 && allowed(kAvx2Rows)) return kAvx2Rows;
+#endif
+  return kScalarRows;
 }
 
 }  // namespace
 
-const RowKernels kScalarRows = {"DEFAULT", 1, horizontal, vertical, store_run};
+const RowKernels kScalarRows = {"DEFAULT", 1, horizontal, vertical, normalise, copy_out};
+
+const RowKernels& row_kernels() {
+  static const RowKernels& chosen = choose();
+  return chosen;
+}
 
 }  // namespace zoomzero

@@ -15,10 +15,10 @@
 #include "huge_pages.h"
 
 #ifdef ZOOMZERO_WITH_CUDA
-#include <cuda_runtime_api.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
 #endif
 
 namespace zoomzero {
@@ -34,7 +34,8 @@ at::Tensor copy_to_tensor(const std::vector<T>& values, at::IntArrayRef shape, a
   return tensor;
 }
 
-// size, horizontal and vertical tables, scale, shift, (patch, merge, temporal patch) sizes with patch size 0 for planes.
+// size, horizontal and vertical tables, scale, shift, (patch, merge, temporal patch) sizes with patch size 0 for
+// planes.
 using Options = std::tuple<std::array<int64_t, 2>, AxisTensors, AxisTensors, std::array<double, kChannels>,
                            std::array<double, kChannels>, std::array<int32_t, 3>>;
 
@@ -53,10 +54,14 @@ AxisView view_of(const AxisTensors& axis, const at::Tensor& frames) {
 
 PixelType pixel_type(at::ScalarType type) {
   switch (type) {
-    case at::kFloat: return PixelType::kFloat32;
-    case at::kBFloat16: return PixelType::kBFloat16;
-    case at::kHalf: return PixelType::kFloat16;
-    default: TORCH_CHECK(false, "frame_resample: no kernel writes ", type);
+    case at::kFloat:
+      return PixelType::kFloat32;
+    case at::kBFloat16:
+      return PixelType::kBFloat16;
+    case at::kHalf:
+      return PixelType::kFloat16;
+    default:
+      TORCH_CHECK(false, "frame_resample: no kernel writes ", type);
   }
 }
 
@@ -69,7 +74,8 @@ void launch_cuda([[maybe_unused]] const FrameResampleParams& params, [[maybe_unu
   if (launch.shared_bytes == 0) {
     throw pybind11::value_error("frame_resample: on CUDA a side may shrink by a factor of about 200 at most, got " +
                                 std::to_string(params.in_h) + "x" + std::to_string(params.in_w) + " to " +
-                                std::to_string(params.out_h) + "x" + std::to_string(params.out_w) + "; resize in two steps");
+                                std::to_string(params.out_h) + "x" + std::to_string(params.out_w) +
+                                "; resize in two steps");
   }
   C10_CUDA_CHECK(frame_resample_cuda(params, launch, c10::cuda::getCurrentCUDAStream().stream()));
 #else
@@ -119,11 +125,11 @@ void frame_resample(const at::Tensor& frames, const std::optional<at::Tensor>& f
                    [&params](int64_t begin, int64_t end) { frame_resample_cpu(params, begin, end); });
 }
 
-// What a launch on a GPU of num_processors would pass to the CUDA kernel: the bytes of both parameters, the number of blocks
-// and the bytes of shared memory. For tools that run the compiled kernel without a GPU.
+// What a launch on a GPU of num_processors would pass to the CUDA kernel: the bytes of both parameters, the number of
+// blocks and the bytes of shared memory. For tools that run the compiled kernel without a GPU.
 std::tuple<pybind11::bytes, pybind11::bytes, int64_t, int64_t> frame_resample_launch(
-    const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices, const at::Tensor& out, const Options& options,
-    int32_t num_processors) {
+    const at::Tensor& frames, const std::optional<at::Tensor>& frame_indices, const at::Tensor& out,
+    const Options& options, int32_t num_processors) {
   const FrameResampleParams params = make_params(frames, frame_indices, out, options);
   const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
   return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)),

@@ -1,4 +1,5 @@
-// bfloat16 and float16 as bits, with conversions from and to float (round to nearest even), free of torch and of hardware support.
+// bfloat16 and float16 as bits, with conversions from and to float (round to nearest even), free of torch and of
+// hardware support.
 #pragma once
 
 #include <bit>

@@ -1,5 +1,5 @@
-// Asks Linux for huge pages under a large fresh output: one page fault per 2 MiB instead of one per 4 KiB, which costs more
-// than the arithmetic of a memory-bound op. Only advice: where the kernel declines, nothing changes.
+// Asks Linux for huge pages under a large fresh output: one page fault per 2 MiB instead of one per 4 KiB, which costs
+// more than the arithmetic of a memory-bound op. Only advice: where the kernel declines, nothing changes.
 #pragma once
 
 #include <cstddef>

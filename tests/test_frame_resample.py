@@ -1,5 +1,8 @@
 """frame_resample against torchvision, transformers, the reference, and its own compiled CUDA kernel."""
 
+import os
+import subprocess
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -114,6 +117,42 @@ def test_result_does_not_depend_on_threads() -> None:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+
+
+# Prints a digest of results over all shapes, layouts and types: the same on every instruction set.
+DIGEST_PROGRAM = """
+import hashlib, os, torch
+from zoomzero_kernels import build_info, frame_resample
+from tests.test_frame_resample import NORMALISED, SHAPES, random_frames, strided_views
+digest = hashlib.sha256()
+for source, size in SHAPES:
+    for layout in ("patches", "tchw"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for frames in (random_frames(3, *source, 3), random_frames(3, 3, *source).permute(0, 2, 3, 1)):
+                out = frame_resample(frames, size=size, layout=layout, dtype=dtype, **NORMALISED)
+                digest.update(out.view(torch.uint8).numpy().tobytes())
+large = random_frames(2, 500, 700, 3)  # an output large enough to be written past the caches
+digest.update(frame_resample(large, size=(1400, 1400), **NORMALISED).numpy().tobytes())
+print(build_info()["cpu_capability"], digest.hexdigest())
+"""
+
+
+def test_instruction_sets_agree(checkout: Any) -> None:
+    results: dict[str, str] = {}
+    for wanted in ("DEFAULT", "AVX2", "AVX512"):
+        environment = {**os.environ, "ZOOMZERO_CPU_CAPABILITY": wanted}
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST_PROGRAM],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        chosen, digest = done.stdout.split()
+        results[chosen] = digest  # a processor without the wanted set falls back to DEFAULT
+    assert "DEFAULT" in results
+    assert len(set(results.values())) == 1
 
 
 def test_opcheck() -> None:

@@ -95,7 +95,5 @@ def test_torch_is_a_build_requirement_only_where_there_is_none(checkout: Path, m
 def test_build_refuses_a_broken_torch(checkout: Path, monkeypatch: Any) -> None:
     backend = load_backend(checkout)
     monkeypatch.setattr(backend, "_FACTS_PROGRAM", "raise ImportError('libtorch is damaged')")
-    with pytest.raises(
-        RuntimeError, match="(?s)torch must be importable, got .*libtorch is damaged.*; repair it first"
-    ):
+    with pytest.raises(RuntimeError, match=r"(?s)torch must be importable, got .*is damaged.*; repair"):
         backend.torch_facts()
