@@ -48,6 +48,7 @@ class Video(abc.ABC):
         self.duration = table.duration
         self.timestamps = table.timestamps
         self.damage = table.damage
+        self._plan: Indices = np.empty(0, dtype=np.int64)
         self._lock = threading.RLock()
         self._closed = False
 
@@ -77,7 +78,8 @@ class Video(abc.ABC):
         starts = np.empty(len(indices), dtype=np.float64)
         with self._lock:
             self._check_open()
-            for rank, (start, pixels) in enumerate(self._read(unique, plan)):
+            self._plan = plan
+            for rank, (start, pixels) in enumerate(self._read(unique)):
                 for position in np.flatnonzero(positions == rank):
                     starts[position] = start
                     if isinstance(pixels, np.ndarray):
@@ -142,11 +144,11 @@ class Video(abc.ABC):
         return torch.empty((count, self.height, self.width, 3), dtype=torch.uint8)
 
     @abc.abstractmethod
-    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, torch.Tensor | npt.NDArray[np.uint8]]]:
+    def _read(self, indices: Indices) -> Iterator[tuple[float, torch.Tensor | npt.NDArray[np.uint8]]]:
         """For each of the rising, distinct frame indices: when the frame starts and its pixels, uint8 [H, W, 3].
 
-        `plan` holds all frames this and the following calls will ask for, rising and distinct: a back end may prepare
-        for them, and must still serve frames outside it later.
+        `self._plan` holds all frames this and the following calls will ask for, rising and distinct: a back end may
+        prepare for them, and must still serve frames outside it later.
         """
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Frame reading with NVIDIA DALI: on the GPU every codec NVDEC knows, on the CPU VP8, VP9 and motion JPEG.
 
-Decoded frames reach torch through DLPack without a copy and stay on their device; at most CHUNK_FRAMES of them exist
-at a time besides the result. When frames are shown comes from demuxing the container, as in the PyAV back end, since DALI
+Decoded frames reach torch through DLPack without a copy and stay on their device; at most CHUNK_FRAMES of them
+exist at a time besides the result. When frames are shown comes from demuxing the container, as in the PyAV back end, since DALI
 answers with frame numbers only. Three of its habits are guarded against:
 
 - an index past the end gives a black frame unless pad_mode is "none", and with an edit list even then: indices come from
@@ -94,7 +94,7 @@ class DaliVideo(Video):
     def _allocate(self, count: int) -> torch.Tensor:
         return torch.empty((count, self.height, self.width, 3), dtype=torch.uint8, device=self.device)
 
-    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, torch.Tensor]]:
+    def _read(self, indices: Indices) -> Iterator[tuple[float, torch.Tensor]]:
         for first in range(0, len(indices), CHUNK_FRAMES):
             chunk = indices[first : first + CHUNK_FRAMES].tolist()
             for index, frame in zip(chunk, self._decode(chunk), strict=True):

@@ -59,7 +59,7 @@ class PyAVVideo(Video):
         self._current: Timed | None = None
         self._ahead: Timed | None = None
         self._frames: Iterator[Timed] = iter(())
-        self._plan = np.empty(0, dtype=np.int64)
+        self._prepared: Indices | None = None
         self._wanted: frozenset[int] | None = None
         self._dropped: set[int] = set()
         self._drain_at: int | None = None
@@ -260,10 +260,10 @@ Note [Robust seek]."""
     def _seconds(self, pts: int) -> float:
         return float(pts - int(self.table.pts[0])) * float(self.table.time_base)
 
-    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
-        if plan is not self._plan:
-            self._plan = plan
-            self._wanted = frozenset(self.table.pts[plan].tolist()) if self._droppable else None
+    def _read(self, indices: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+        if self._plan is not self._prepared:
+            self._prepared = self._plan
+            self._wanted = frozenset(self.table.pts[self._plan].tolist()) if self._droppable else None
         for index in indices.tolist():
             pts, frame = self._frame(index)
             yield self._seconds(pts), self._pixels(frame)
