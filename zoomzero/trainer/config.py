@@ -34,6 +34,11 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("sync_ref_model", False, "the reference stays the start model"),
     ("router_aux_loss_coef", None, "Qwen2.5-VL has no experts"),
     ("cast_lm_head_to_fp32", False, "the fused loss computes its logits in float32 already"),
+    (
+        "load_best_model_at_end",
+        False,
+        "it would restore nothing (see the trainer's _load_from_checkpoint); load the folder",
+    ),
     ("use_liger_kernel", False, "the loss never holds the logits anyway"),
     ("chat_template_kwargs", None, "the processor's prompts are the checkpoint's own"),
     ("pad_to_multiple_of", None, "packed rows have no fixed length"),

@@ -130,7 +130,7 @@ class PromptEncoder:
         if pair is None:
             num_tokens = int(part.grid_thw.prod()) // merge**2
             ids = self.processor.prompt_ids(look.question, look.options, num_tokens, zoomed=look.zoomed)
-            types = 2 * (ids == self.processor.video_token_id).long()
+            types = (ids == self.model.config.video_token_id).long() * 2
             inputs = {
                 "input_ids": ids,
                 "mm_token_type_ids": types,

@@ -100,5 +100,5 @@ def _answers(
     for start in range(0, len(looks), batch_size):
         prompts = through_tower(scorer, encoder.prepare(looks[start : start + batch_size]))
         tokens = next_token_logps(scorer, prompts).argmax(-1)
-        answers += [encoder.processor.tokenizer.decode([token]) for token in tokens.tolist()]
+        answers += encoder.processor.tokenizer.batch_decode(tokens[:, None])
     return answers

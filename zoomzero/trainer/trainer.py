@@ -222,9 +222,8 @@ class ZoomZeroTrainer(GRPOTrainer):
             rows = slice(start * group_size, (start + size) * group_size)
             ids = rollouts.token_ids[rows]
             hidden = self._hidden_states(self.reference, prompts[start : start + size], ids, rollouts.mask[rows])
-            parts.append(
-                linear_selective_logps(hidden, self.reference.lm_head.weight, ids, temperature=self.temperature)
-            )
+            logps = linear_selective_logps(hidden, self.reference.lm_head.weight, ids, temperature=self.temperature)
+            parts.append(cast(Tensor, logps))
         return torch.cat(parts)
 
     def _hidden_states(
@@ -295,7 +294,16 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self.encoder.processor.save_pretrained(output_dir or self.args.output_dir)
+        self.encoder.processor.save_pretrained(cast(str, output_dir or self.args.output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Weights of a checkpoint into the model.
+
+        transformers' own method loads the file's names as they are, but save_pretrained wrote Qwen2.5-VL's weights
+        under the published names: nothing would match and training would silently resume from the start model.
+        """
+        saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        (model or self.model).load_state_dict(saved.state_dict())
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer's construction to its hub; training here stays offline."""

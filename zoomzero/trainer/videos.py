@@ -7,12 +7,11 @@ zoom seeks.
 
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from zoomzero.trainer.cache import ByteBoundedCache
 from zoomzero.video import Video, open_video
+from zoomzero.video.base import Indices
 
 # A video may take this share of the cache when decoded whole, so that a batch of them fits.
 LARGEST_SHARE = 1 / 16
@@ -33,7 +32,7 @@ class DecodedVideo(Video):
     def num_bytes(self) -> int:
         return self._frames.numel()
 
-    def _read(self, indices: npt.NDArray[np.int64]) -> Iterator[tuple[float, torch.Tensor]]:
+    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, torch.Tensor]]:
         for index in indices:
             yield float(self._starts[index]), self._frames[index]
 
