@@ -32,7 +32,7 @@ class DecodedVideo(Video):
     def num_bytes(self) -> int:
         return self._frames.numel()
 
-    def _read(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, torch.Tensor]]:
+    def _read(self, indices: Indices) -> Iterator[tuple[float, torch.Tensor]]:
         for index in indices:
             yield float(self._starts[index]), self._frames[index]
 
