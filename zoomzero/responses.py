@@ -4,8 +4,9 @@ The format is
 
     <think> ... <time>(s, e)</time> ... </think>\\n<answer>B</answer>\\n<glue>[(20.3, 30.8), (41.0, 44.5)]</glue>
 
-where `glue` holds the evidence spans in seconds. Responses are text a model wrote, so nothing here evaluates them,
-every pattern is matched in time linear in the text, and numbers and lists are bounded.
+where `glue` holds the evidence spans in seconds; the variant without thinking is answer and glue alone. Responses are
+text a model wrote, so nothing here evaluates them, every pattern is matched in time linear in the text, and numbers and
+lists are bounded.
 
 Note [Which element counts]
 Answer and glue are looked for after the last `</think>` (in the whole text where there is none), so that tags quoted in
@@ -63,8 +64,12 @@ class Response:
     span_chars: tuple[int, int] | None
 
 
-def parse(text: str) -> Response:
+def parse(text: str, *, thinking: bool = True) -> Response:
     """Take a response apart; see Note [Which element counts] for missing and repeated tags.
+
+    Args:
+        text: the response, decoded with its tags.
+        thinking: whether the prompt asked for a think element; decides `well_formed` and nothing else.
 
     Raises:
         TypeError: `text` is not a string.
@@ -79,7 +84,7 @@ def parse(text: str) -> Response:
         thinking=_thinking(text, think_end),
         answer=None if answer_chars is None else bare_letter(text[slice(*answer_chars)]),
         spans=[] if span_chars is None else _parse_spans(text[slice(*span_chars)]),
-        well_formed=_is_well_formed(text, think_end, answer_chars, span_chars),
+        well_formed=_is_well_formed(text, think_end if thinking else None, answer_chars, span_chars),
         answer_chars=answer_chars,
         span_chars=span_chars,
     )
@@ -129,23 +134,23 @@ def _parse_spans(text: str) -> list[Span]:
 
 
 def _is_well_formed(
-    text: str, think_end: int, answer_chars: tuple[int, int] | None, span_chars: tuple[int, int] | None
+    text: str, think_end: int | None, answer_chars: tuple[int, int] | None, span_chars: tuple[int, int] | None
 ) -> bool:
     """Whether the text is think element with a time, answer element, glue element, with only white space between them.
 
-    Every tag is found by position, never by a pattern with several open ends, so the check is linear in the text.
+    think_end is None for the variant without thinking: then the think element must be absent. Every tag is found by
+    position, never by a pattern with several open ends, so the check is linear in the text.
     """
-    if answer_chars is None or span_chars is None or not text.lstrip().startswith("<think>"):
+    if answer_chars is None or span_chars is None:
         return False
-    if text.count("<think>") != 1 or text.count("</think>") != 1:
+    if think_end is not None and not _thinks_well(text, think_end):
         return False
-    time_start = text.find("<time>", 0, think_end)
-    if time_start < 0 or text.find("</time>", time_start, think_end) < 0:
-        return False
-    between_think_and_answer = text[think_end + len("</think>") : answer_chars[0] - len("<answer>")]
+    before_answer = text[
+        think_end + len("</think>") if think_end is not None else 0 : answer_chars[0] - len("<answer>")
+    ]
     between_answer_and_glue = text[answer_chars[1] + len("</answer>") : span_chars[0] - len("<glue>")]
     behind_glue = text[span_chars[1] + len("</glue>") :]
-    if (between_think_and_answer + between_answer_and_glue + behind_glue).strip():
+    if (before_answer + between_answer_and_glue + behind_glue).strip():
         return False
     if answer_chars[1] > span_chars[0] or not _STRICT_ANSWER.fullmatch(text, *answer_chars):
         return False
@@ -153,6 +158,14 @@ def _is_well_formed(
         return False
     content = text[slice(*span_chars)]
     return len(_parse_spans(content)) == content.count("(")
+
+
+def _thinks_well(text: str, think_end: int) -> bool:
+    """Whether the text starts with its only think element and that cites a time."""
+    if not text.lstrip().startswith("<think>") or text.count("<think>") != 1 or text.count("</think>") != 1:
+        return False
+    time_start = text.find("<time>", 0, think_end)
+    return time_start >= 0 and text.find("</time>", time_start, think_end) >= 0
 
 
 # -- tokens ----------------------------------------------------------------------------------------------------------
@@ -180,8 +193,9 @@ def token_segments(token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTraine
     if any(isinstance(token, list) for token in ids):
         raise ValueError("token_segments: token_ids must be the [T] ids of one response, got a batch; pass one row")
     if ids and min(ids) < 0:
-        raise ValueError(f"token_segments: token_ids must not be negative, got {min(ids)}; "
-                         "cut or replace padding first")
+        raise ValueError(
+            f"token_segments: token_ids must not be negative, got {min(ids)}; cut or replace padding first"
+        )
     segments = torch.zeros(len(ids), dtype=torch.uint8)
     if not ids:
         return segments
@@ -218,8 +232,10 @@ def _tokens_over(chars: tuple[int, int], text: str, decode: Callable[[int], str]
         common = _common_prefix(prefix, text)
         return common + 1 if len(prefix) > common else common
 
-    first = min(_smallest(lambda count: end(count + 1) > chars[0], num_tokens),
-                _smallest(lambda count: start(count) >= chars[0], num_tokens))
+    first = min(
+        _smallest(lambda count: end(count + 1) > chars[0], num_tokens),
+        _smallest(lambda count: start(count) >= chars[0], num_tokens),
+    )
     behind = _smallest(lambda count: start(count) >= chars[1], num_tokens)
     return first, max(first, behind - 1)
 

@@ -23,9 +23,12 @@ TOKEN_ADV_CREDIT = torch.tensor(
      [0.0, 1.0, 0.0]], dtype=torch.float32) / 3  # fmt: skip
 
 
-def format_reward(text: str) -> float:
-    """1 when the whole response has the format of `zoomzero.responses`, else 0."""
-    return float(parse(text).well_formed)
+def format_reward(text: str, *, thinking: bool = True) -> float:
+    """1 when the whole response has the format of `zoomzero.responses`, else 0.
+
+    thinking: whether the prompt asked for a think element; False demands the variant without one.
+    """
+    return float(parse(text, thinking=thinking).well_formed)
 
 
 def iou_reward(text: str, spans: Iterable[Sequence[float]]) -> float:
@@ -63,6 +66,7 @@ def zoom_reward(text: str, letter: str) -> float:
 def _true_letter(letter: str, op: str) -> str:
     bare = bare_letter(letter)
     if len(bare) != 1 or not "A" <= bare <= "Z":
-        raise ValueError(f"{op}: letter must be one letter A to Z, got {letter!r}; "
-                         "pass the option's letter, not its text")
+        raise ValueError(
+            f"{op}: letter must be one letter A to Z, got {letter!r}; pass the option's letter, not its text"
+        )
     return bare
