@@ -9,10 +9,11 @@ import torch
 
 from zoomzero.video.base import Video
 from zoomzero.video.errors import VideoError
+from zoomzero.video.guarded import DEFAULT_TIME_LIMIT_SECONDS, GuardedVideo
 from zoomzero.video.pyav import PyAVVideo
 from zoomzero.video.source import OpenOptions, Source
 
-__all__ = ["Video", "VideoError", "open_video"]
+__all__ = ["DEFAULT_TIME_LIMIT_SECONDS", "Video", "VideoError", "open_video"]
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +23,7 @@ def open_video(
     backend: str = "auto",
     *,
     device: str | torch.device | None = None,
+    time_limit: float | None = None,
     num_threads: int = 0,
     max_pixels: int = 8192 * 8192,
 ) -> Video:
@@ -33,6 +35,9 @@ def open_video(
             DALI where a GPU and DALI are there and it can decode the file, else PyAV (said in the log).
         device: where DALI decodes and leaves frames; None is the current GPU, or the CPU without one. PyAV's frames are
             on the CPU always.
+        time_limit: None decodes in this process. A number of seconds (DEFAULT_TIME_LIMIT_SECONDS is usual) decodes with
+            PyAV in another process that is killed when it gives no sign of life for that long: for files one does not
+            trust, which can hang or crash a decoder.
         num_threads: decoder threads on the CPU; 0 lets FFmpeg choose.
         max_pixels: files that claim a larger width * height are refused.
 
@@ -46,10 +51,14 @@ def open_video(
         TypeError: source of another kind.
     """
     options = OpenOptions(num_threads, max_pixels)
+    if backend not in ("auto", "dali", "pyav"):
+        raise ValueError(f"open_video: backend must be 'auto', 'pyav' or 'dali', got {backend!r}; 'auto' chooses")
+    if time_limit is not None:
+        if backend == "dali":
+            raise ValueError("open_video: time_limit guards the PyAV back end only, got backend 'dali'; leave one out")
+        return GuardedVideo(source, options, time_limit)
     if backend == "pyav":
         return PyAVVideo(source, options)
-    if backend not in ("auto", "dali"):
-        raise ValueError(f"open_video: backend must be 'auto', 'pyav' or 'dali', got {backend!r}; 'auto' chooses")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if backend == "auto" and (target.type == "cpu" or importlib.util.find_spec("nvidia.dali") is None):
         return PyAVVideo(source, options)

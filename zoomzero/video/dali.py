@@ -1,11 +1,11 @@
 """Frame reading with NVIDIA DALI: on the GPU every codec NVDEC knows, on the CPU VP8, VP9 and motion JPEG.
 
-Decoded frames reach torch through DLPack without a copy and stay on their device; at most CHUNK_FRAMES of them
-exist at a time besides the result. When frames are shown comes from demuxing the container, as in the PyAV back end, since DALI
-answers with frame numbers only. Three of its habits are guarded against:
+Decoded frames reach torch through DLPack without a copy and stay on their device; at most CHUNK_FRAMES of them exist
+besides the result. When frames are shown comes from demuxing the container, as in the PyAV back end, since DALI answers
+with frame numbers only. Three of its habits are guarded against:
 
-- an index past the end gives a black frame unless pad_mode is "none", and with an edit list even then: indices come from
-  the frame table alone, and opening checks that DALI reaches the table's last frame;
+- an index past the end gives a black frame unless pad_mode is "none", and with an edit list even then: indices come
+  from the frame table alone, and opening checks that DALI reaches the table's last frame;
 - rotation is ignored: it is applied here;
 - a codec it cannot decode is reported by the decoder's number: the name is added here.
 """

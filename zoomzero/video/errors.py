@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import av
+
+# What PyAV raises while it reads a damaged file. IndexError: a stream its header did not announce turned up later.
+READ_ERRORS = (av.FFmpegError, EOFError, IndexError)
+
 
 class VideoError(Exception):
     """A video cannot be read. Names the file and the cause, so that a caller can skip it and say why.

@@ -31,7 +31,7 @@ import numpy.typing as npt
 from av.video.reformatter import VideoReformatter
 
 from zoomzero.video.base import Indices, Video
-from zoomzero.video.errors import VideoError
+from zoomzero.video.errors import READ_ERRORS, VideoError
 from zoomzero.video.source import OpenOptions, Source, open_container, source_name, video_stream
 from zoomzero.video.table import FrameTable, average_fps, decode_table, read_table
 
@@ -140,7 +140,7 @@ class PyAVVideo(Video):
                 packet = next(packets)
             except StopIteration:
                 return
-            except (av.FFmpegError, EOFError) as error:
+            except READ_ERRORS as error:
                 log.debug("%s: reading packets stopped: %s", self.path, error)
                 yield from self._decoded(None)
                 return
@@ -168,7 +168,7 @@ class PyAVVideo(Video):
     def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
             return list(self._stream.codec_context.decode(packet))
-        except (av.FFmpegError, EOFError) as error:
+        except READ_ERRORS as error:
             log.debug("%s: packet at %s does not decode: %s", self.path, packet and packet.pts, error)
             return []
 
@@ -267,6 +267,11 @@ Note [Robust seek]."""
         for index in indices.tolist():
             pts, frame = self._frame(index)
             yield self._seconds(pts), self._pixels(frame)
+
+    def read_planned(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+        """Starts and pixels [H, W, 3] of rising, distinct frames, one at a time, for the process of `guarded`."""
+        self._plan = plan
+        return self._read(indices)
 
     def _pixels(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         height, width = self._coded_size

@@ -45,7 +45,13 @@ def source_name(source: Source) -> str:
     return str(getattr(source, "name", "<file object>"))
 
 
-def _check_source(source: Source) -> str | BinaryIO:
+def check_source(source: Source) -> str | BinaryIO:
+    """What FFmpeg is given: the absolute path of a readable, non-empty regular file, or a binary file at its start.
+
+    Raises:
+        VideoError: the file is missing, empty, a directory or unreadable.
+        TypeError: `source` is no path, bytes or seekable binary file.
+    """
     if isinstance(source, bytes | bytearray | memoryview):
         if not len(source):
             raise VideoError("<bytes>", "empty: 0 bytes")
@@ -83,7 +89,7 @@ def open_container(source: Source, options: OpenOptions) -> av.container.InputCo
         VideoError: the file is missing, empty, unreadable or no video container.
         TypeError: `source` is none of these kinds.
     """
-    target = _check_source(source)
+    target = check_source(source)
     limits = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS, "max_pixels": str(options.max_pixels)}
     try:
         return av.open(target, mode="r", options=limits, metadata_errors="replace")
@@ -104,7 +110,7 @@ def _why_unreadable(source: Source, error: Exception) -> str:
 def _top_level_boxes(source: Source) -> list[str]:
     """Names of the top-level boxes of an ISO file, as far as they can be followed (at most 64)."""
     names: list[str] = []
-    target = _check_source(source)
+    target = check_source(source)
     handle: BinaryIO = open(target, "rb") if isinstance(target, str) else target  # noqa: SIM115 (closed below if ours)
     try:
         position = 0

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from zoomzero.video.errors import VideoError
+from zoomzero.video.errors import READ_ERRORS, VideoError
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _scan(container: av.container.InputContainer, stream: av.VideoStream) -> _Pa
             found.shown.append(packet.pts)
             if last_pts is None or packet.pts >= last_pts:
                 last_pts, found.last_duration = packet.pts, packet.duration or 0
-    except (av.FFmpegError, EOFError) as error:
+    except READ_ERRORS as error:
         found.error = str(error)
     return found
 
@@ -145,7 +145,7 @@ def decode_table(container: av.container.InputContainer, stream: av.VideoStream,
     try:
         for _ in container.decode(stream):
             num_frames += 1
-    except (av.FFmpegError, EOFError) as error:
+    except READ_ERRORS as error:
         damage = f"decoding stopped after {num_frames} frames: {error}"
     if not num_frames:
         raise VideoError(path, "no video frame could be decoded" + (f" ({damage})" if damage else ""))
