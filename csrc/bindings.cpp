@@ -1,7 +1,7 @@
 // The module zoomzero_kernels._C. Private: arguments are checked in the Python functions that call it.
 #include "bindings.h"
 
-#include "frame_resample.h"
+#include "cpu_capability.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Native code of zoomzero_kernels. Private: call the functions of zoomzero_kernels instead.";
@@ -10,8 +10,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("WITH_CUDA") = false;
 #endif
-  m.def("cpu_capability", &zoomzero::frame_resample_cpu_capability, "Instruction set that the CPU kernels chose.");
+  m.def("cpu_capability", &zoomzero::cpu_capability_name, "Instruction set that the CPU kernels chose.");
   zoomzero::bind_frame_resample(m);
   zoomzero::bind_policy_rows(m);
   zoomzero::bind_token_advantages(m);
+  zoomzero::bind_token_resample(m);
 }

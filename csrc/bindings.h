@@ -8,5 +8,6 @@ namespace zoomzero {
 void bind_frame_resample(pybind11::module_& m);
 void bind_policy_rows(pybind11::module_& m);
 void bind_token_advantages(pybind11::module_& m);
+void bind_token_resample(pybind11::module_& m);
 
 }  // namespace zoomzero

@@ -98,7 +98,4 @@ FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32
 cudaError_t frame_resample_cuda(const FrameResampleParams& p, const FrameResampleLaunch& launch, cudaStream_t stream);
 #endif
 
-// The instruction set chosen at run time: "AVX512", "AVX2" or "DEFAULT".
-const char* frame_resample_cpu_capability();
-
 }  // namespace zoomzero

@@ -191,7 +191,7 @@ ZOOMZERO_AVX2 void copy_out(void* out, const void* source, int64_t num_bytes, bo
 
 }  // namespace
 
-const RowKernels kAvx2Rows = {"AVX2", 4, horizontal, vertical, normalise, copy_out};
+const RowKernels kAvx2Rows = {4, horizontal, vertical, normalise, copy_out};
 
 }  // namespace zoomzero
 #endif

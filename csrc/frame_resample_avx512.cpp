@@ -190,7 +190,7 @@ ZOOMZERO_AVX512 void copy_out(void* out, const void* source, int64_t num_bytes, 
 
 }  // namespace
 
-const RowKernels kAvx512Rows = {"AVX512", 4, horizontal, vertical, normalise, copy_out};
+const RowKernels kAvx512Rows = {4, horizontal, vertical, normalise, copy_out};
 
 }  // namespace zoomzero
 #endif

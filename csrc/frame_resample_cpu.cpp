@@ -213,6 +213,4 @@ void frame_resample_cpu(const FrameResampleParams& p, int64_t begin_item, int64_
   for (int64_t item = begin_item; item < end_item; ++item) worker.process(item);
 }
 
-const char* frame_resample_cpu_capability() { return row_kernels().name; }
-
 }  // namespace zoomzero

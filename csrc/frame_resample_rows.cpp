@@ -4,9 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 
+#include "cpu_capability.h"
 #include "half_types.h"
 
 namespace zoomzero {
@@ -73,29 +73,22 @@ void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleP
 
 void copy_out(void* out, const void* source, int64_t num_bytes, bool) { std::memcpy(out, source, num_bytes); }
 
-const RowKernels& choose() {
-#ifdef __x86_64__
-  const char* wanted = std::getenv("ZOOMZERO_CPU_CAPABILITY");
-  const auto allowed = [wanted](const RowKernels& kernels) {
-    return wanted == nullptr || std::strcmp(wanted, kernels.name) == 0;
-  };
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && allowed(kAvx512Rows)) return kAvx512Rows;
-  if (avx2 && allowed(kAvx2Rows)) return kAvx2Rows;
-#endif
-  return kScalarRows;
-}
-
 }  // namespace
 
-const RowKernels kScalarRows = {"DEFAULT", 1, horizontal, vertical, normalise, copy_out};
+const RowKernels kScalarRows = {1, horizontal, vertical, normalise, copy_out};
 
 const RowKernels& row_kernels() {
-  static const RowKernels& chosen = choose();
-  return chosen;
+#ifdef __x86_64__
+  switch (cpu_capability()) {
+    case CpuCapability::kAvx512:
+      return kAvx512Rows;
+    case CpuCapability::kAvx2:
+      return kAvx2Rows;
+    case CpuCapability::kDefault:
+      break;
+  }
+#endif
+  return kScalarRows;
 }
 
 }  // namespace zoomzero

@@ -23,7 +23,6 @@ struct PixelBlock {
 };
 
 struct RowKernels {
-  const char* name;
   // The weight rows of the horizontal axis must be padded to a multiple of this.
   int32_t taps_multiple;
   // source[r]: interleaved RGB [in_w, 3], with axis.taps pixels readable from every start; out[r]: [out_w, 3]; r <
@@ -45,7 +44,7 @@ extern const RowKernels kAvx2Rows;
 extern const RowKernels kAvx512Rows;
 #endif
 
-// The fastest that the processor runs, or the one that the environment variable ZOOMZERO_CPU_CAPABILITY names.
+// Those of cpu_capability().
 const RowKernels& row_kernels();
 
 }  // namespace zoomzero

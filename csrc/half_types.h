@@ -6,6 +6,10 @@
 #include <cmath>
 #include <cstdint>
 
+// Files compiled for different instruction sets include this header: were these functions not inlined, the linker would
+// keep one copy for all, perhaps one that the processor cannot run.
+#define ZOOMZERO_ALWAYS_INLINE [[gnu::always_inline]] inline
+
 namespace zoomzero {
 
 struct BFloat16Bits {
@@ -20,19 +24,19 @@ template <typename T>
 inline T from_float(float value);
 
 template <>
-inline float from_float<float>(float value) {
+ZOOMZERO_ALWAYS_INLINE float from_float<float>(float value) {
   return value;
 }
 
 template <>
-inline BFloat16Bits from_float<BFloat16Bits>(float value) {
+ZOOMZERO_ALWAYS_INLINE BFloat16Bits from_float<BFloat16Bits>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if (std::isnan(value)) return {0x7FC0};
   return {static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)};
 }
 
 template <>
-inline Float16Bits from_float<Float16Bits>(float value) {
+ZOOMZERO_ALWAYS_INLINE Float16Bits from_float<Float16Bits>(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
   const uint32_t magnitude = bits & 0x7FFFFFFF;
@@ -46,11 +50,13 @@ inline Float16Bits from_float<Float16Bits>(float value) {
   return {static_cast<uint16_t>(sign | ((rounded - 0x38000000) >> 13))};
 }
 
-inline float to_float(float value) { return value; }
+ZOOMZERO_ALWAYS_INLINE float to_float(float value) { return value; }
 
-inline float to_float(BFloat16Bits value) { return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16); }
+ZOOMZERO_ALWAYS_INLINE float to_float(BFloat16Bits value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.bits) << 16);
+}
 
-inline float to_float(Float16Bits value) {
+ZOOMZERO_ALWAYS_INLINE float to_float(Float16Bits value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
   const uint32_t exponent = (value.bits >> 10) & 0x1F;
   const uint32_t mantissa = value.bits & 0x3FF;

@@ -22,7 +22,6 @@ def frame_resample(
 def frame_resample_launch(
     frames: Tensor, frame_indices: Tensor | None, out: Tensor, options: FrameResampleOptions, num_processors: int
 ) -> tuple[bytes, bytes, int, int]: ...
-
 def policy_rows(
     logits: Tensor,
     token_ids: Tensor,
@@ -67,3 +66,5 @@ def token_advantages(
     eps: float,
     advantages: Tensor,
 ) -> int: ...
+def token_resample(inputs: Tensor, out: Tensor, slices: Tensor, num_grid_rows: int, backward: bool) -> None: ...
+def token_resample_launch(inputs: Tensor, out: Tensor, slices: Tensor, backward: bool) -> bytes: ...

@@ -6,6 +6,7 @@ plain-torch truth of the same name in ``zoomzero_kernels.reference``.
 
 # build_info comes first: it checks that the running torch fits the native module before anything loads that module.
 from zoomzero_kernels.build_info import build_info  # isort: skip
+from zoomzero_kernels import reference
 from zoomzero_kernels.frame_resample import frame_resample
 from zoomzero_kernels.grpo_loss import grpo_loss
 from zoomzero_kernels.grpo_options import GRPOLossOutput
@@ -13,6 +14,7 @@ from zoomzero_kernels.linear_grpo_loss import linear_grpo_loss
 from zoomzero_kernels.linear_selective_logps import linear_selective_logps
 from zoomzero_kernels.selective_logps import selective_logps
 from zoomzero_kernels.token_advantages import token_advantages
+from zoomzero_kernels.token_resample import token_resample
 
 __all__ = [
     "GRPOLossOutput",
@@ -21,6 +23,8 @@ __all__ = [
     "grpo_loss",
     "linear_grpo_loss",
     "linear_selective_logps",
+    "reference",
     "selective_logps",
     "token_advantages",
+    "token_resample",
 ]

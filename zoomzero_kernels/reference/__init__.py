@@ -7,6 +7,7 @@ from zoomzero_kernels.reference.frame_resample import frame_resample
 from zoomzero_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
 from zoomzero_kernels.reference.selective_logps import linear_selective_logps, selective_logps
 from zoomzero_kernels.reference.token_advantages import token_advantages
+from zoomzero_kernels.reference.token_resample import token_resample
 
 __all__ = [
     "frame_resample",
@@ -15,4 +16,5 @@ __all__ = [
     "linear_selective_logps",
     "selective_logps",
     "token_advantages",
+    "token_resample",
 ]
