@@ -58,7 +58,8 @@ def _check_arguments(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Non
         )
     if tokens.dim() != 2:
         raise ValueError(
-            f"token_resample: tokens must be [sum(t*h*w), D], got shape {list(tokens.shape)}; flatten all but the last axis"
+            f"token_resample: tokens must be [sum(t*h*w), D], got shape {list(tokens.shape)}; flatten all but the "
+            f"last axis"
         )
     for name, value, columns in (("grid_thw", grid_thw, 3), ("target_hw", target_hw, 2)):
         if value.dtype != torch.int64:
@@ -92,13 +93,15 @@ def _slice_sides(num_tokens: int, grid_thw: Tensor, target_hw: Tensor) -> tuple[
     source = grid[:, 1:].repeat_interleave(grid[:, 0], dim=0)
     if source.shape[0] != target.shape[0]:
         raise ValueError(
-            f"token_resample: target_hw must have one row for each of the {source.shape[0]} temporal slices of grid_thw, "
+            f"token_resample: target_hw must have one row for each of the {source.shape[0]} temporal slices of "
+            f"grid_thw, "
             f"got {target.shape[0]}; repeat a video's target for all its slices"
         )
     expected = int(source.prod(1).sum())
     if expected != num_tokens:
         raise ValueError(
-            f"token_resample: tokens must have sum(t*h*w) = {expected} rows, got {num_tokens}; count grid_thw in merged "
+            f"token_resample: tokens must have sum(t*h*w) = {expected} rows, got {num_tokens}; count grid_thw in "
+            f"merged "
             "tokens, not in patches"
         )
     return source, target
@@ -143,7 +146,8 @@ def require_cuda_build(device: torch.device) -> None:
     """Raise ValueError for a CUDA device where the native module was built without CUDA kernels."""
     if device.type == "cuda" and not _C.WITH_CUDA:
         raise ValueError(
-            f"token_resample: this build of zoomzero has no CUDA kernels, got tokens on {device}; install nvcc and a CUDA "
+            f"token_resample: this build of zoomzero has no CUDA kernels, got tokens on {device}; install nvcc and "
+            f"a CUDA "
             "build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
         )
 
