@@ -56,7 +56,8 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   if (p.ref_logps == nullptr) return terms;
   const double delta = p.ref_logps[row] - logp;
   const double growth = std::expm1(delta);
-  const double kl = growth - delta;
+  // An infinite estimate, which the clamp bounds, would become inf - inf.
+  const double kl = growth > 1e300 ? growth : growth - delta;
   const bool outside = kl > p.kl_clamp;
   terms.kl = outside ? p.kl_clamp : kl;
   if (p.beta > 0) {

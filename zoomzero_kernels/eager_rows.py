@@ -33,7 +33,8 @@ def policy_terms(
         return loss, derivative, torch.zeros_like(logps), clipped
     delta = ref_logps - logps
     growth = torch.expm1(delta)
-    kl = growth - delta
+    # An infinite estimate, which the clamp bounds, would become inf - inf.
+    kl = torch.where(torch.isposinf(growth), growth, growth - delta)
     outside = kl > options.kl_clamp
     kl = torch.where(outside, options.kl_clamp, kl)
     if options.beta > 0:

@@ -12,8 +12,11 @@ from zoomzero_kernels import _C, eager_rows
 from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
 
 
-def _runs_natively(logits: Tensor) -> bool:
-    return logits.device.type == "cpu" and logits.dtype != torch.float64
+def back_end(logits: Tensor) -> str:
+    """Who runs the rows: "native" on the CPU, "triton" on CUDA, "eager" torch for float64 and for other devices."""
+    if logits.dtype == torch.float64:
+        return "eager"
+    return {"cpu": "native", "cuda": "triton"}.get(logits.device.type, "eager")
 
 
 def _unit_stride(logits: Tensor) -> Tensor:
@@ -27,6 +30,10 @@ def _values(tensor: Tensor) -> Tensor:
 
 def _maybe_values(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _values(tensor)
+
+
+def _zeros(logits: Tensor, *shape: int) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device=logits.device)
 
 
 def policy_rows(
@@ -45,12 +52,12 @@ def policy_rows(
     logits [B, T, V] any strides; token_ids int64, mask bool, advantages, weights, old_logps, ref_logps [B, T];
     grad [B, T, V], which may be ``logits`` itself, is overwritten: 0 on masked rows.
     """
-    if not _runs_natively(logits):
+    chosen = back_end(logits)
+    if chosen == "eager":
         return eager_rows.policy_rows(logits, token_ids, mask, advantages, weights, old_logps, ref_logps, options, grad)
-    outputs = RowOutputs(*(torch.zeros(mask.shape, dtype=torch.float32) for _ in range(5)))
-    numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+    outputs = RowOutputs(*(_zeros(logits, *mask.shape) for _ in range(5)))
     target = None if grad is None else _unit_stride(grad)
-    _C.policy_rows(
+    tensors = (
         _unit_stride(logits),
         token_ids.contiguous(),
         mask.contiguous(),
@@ -58,11 +65,14 @@ def policy_rows(
         _values(weights),
         _maybe_values(old_logps),
         _maybe_values(ref_logps),
-        options.temperature,
-        numbers,
-        outputs,
-        target,
     )
+    if chosen == "native":
+        numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+        _C.policy_rows(*tensors, options.temperature, numbers, outputs, target)
+    else:
+        from zoomzero_kernels import triton_policy_rows
+
+        triton_policy_rows.policy_rows(*tensors, options, outputs, target)
     if grad is not None and target is not None and target is not grad:
         grad.copy_(target)
     return outputs
@@ -74,13 +84,18 @@ def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: floa
     The normaliser holds the largest scaled logit m and ``log(sum(exp(z - m)))``: their sum, the log-sum-exp, would lose
     the second number's digits under large logits.
     """
-    if not _runs_natively(logits):
+    chosen = back_end(logits)
+    if chosen == "eager":
         return eager_rows.logp_rows(logits, token_ids, mask, temperature)
-    logps, entropy = (torch.zeros(mask.shape, dtype=torch.float32) for _ in range(2))
-    normaliser = torch.zeros((*mask.shape, 2), dtype=torch.float32)
-    _C.logp_rows(
-        _unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature, logps, entropy, normaliser
-    )
+    logps, entropy = (_zeros(logits, *mask.shape) for _ in range(2))
+    normaliser = _zeros(logits, *mask.shape, 2)
+    inputs = (_unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature)
+    if chosen == "native":
+        _C.logp_rows(*inputs, logps, entropy, normaliser)
+    else:
+        from zoomzero_kernels import triton_policy_rows
+
+        triton_policy_rows.logp_rows(*inputs, logps, entropy, normaliser)
     return logps, entropy, normaliser
 
 
@@ -99,12 +114,13 @@ def logp_rows_backward(
 
     With z = logits / temperature, d logp / d z_i = [i == token] - p_i and d entropy / d z_i = -p_i (log p_i + entropy).
     """
-    if not _runs_natively(logits):
+    chosen = back_end(logits)
+    if chosen == "eager":
         eager_rows.logp_rows_backward(
             logits, token_ids, mask, entropy, normaliser, grad_logps, grad_entropy, temperature, grad
         )
         return
-    _C.logp_rows_backward(
+    arguments = (
         _unit_stride(logits),
         token_ids.contiguous(),
         mask.contiguous(),
@@ -115,3 +131,9 @@ def logp_rows_backward(
         _maybe_values(grad_entropy),
         grad,
     )
+    if chosen == "native":
+        _C.logp_rows_backward(*arguments)
+    else:
+        from zoomzero_kernels import triton_policy_rows
+
+        triton_policy_rows.logp_rows_backward(*arguments)

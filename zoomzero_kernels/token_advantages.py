@@ -18,6 +18,19 @@ _OP = "token_advantages"
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
 
 
+def _kernel_inputs(
+    rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The tensors as the kernels want them: contiguous, float64 numbers, int64 ids, bool mask."""
+    return (
+        rewards.double().contiguous(),
+        segments.contiguous(),
+        credit.double().contiguous(),
+        group_ids.long().contiguous(),
+        checked_mask(_OP, mask),
+    )
+
+
 @torch.library.custom_op("zoomzero::token_advantages", mutates_args=(), device_types="cpu")
 def _token_advantages(
     rewards: Tensor,
@@ -29,21 +42,31 @@ def _token_advantages(
     eps: float,
 ) -> Tensor:
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
-    wrong = _C.token_advantages(
-        rewards.double().contiguous(),
-        segments.contiguous(),
-        credit.double().contiguous(),
-        group_ids.long().contiguous(),
-        checked_mask(_OP, mask),
-        NORMALIZATIONS.index(normalize),
-        eps,
-        advantages,
-    )
+    inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
+    wrong = _C.token_advantages(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
     if wrong >= 0:
         raise ValueError(
             f"{_OP}: segments must be in [0, {credit.shape[1]}) on valid tokens, got {wrong}; "
             "give credit a column for every segment"
         )
+    return advantages
+
+
+@_token_advantages.register_kernel("cuda")
+def _token_advantages_cuda(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    normalize: str,
+    eps: float,
+) -> Tensor:
+    from zoomzero_kernels import triton_token_advantages
+
+    advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
+    inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
+    triton_token_advantages.token_advantages(*inputs, normalize, eps, advantages)
     return advantages
 
 
@@ -91,7 +114,8 @@ def token_advantages(
         float32 [B, T], 0 on masked tokens, exactly 0 in a group (of several responses) whose rewards are all equal.
 
     Raises:
-        ValueError: shapes, devices, normalize or eps do not fit; on CPU also segments out of range.
+        ValueError: shapes, devices, normalize or eps do not fit; on CPU also segments out of range (on CUDA the
+            advantages of such tokens are NaN).
         TypeError: wrong dtype.
 
     Source: Zoom-Zero, arXiv 2512.14273, token-selective credit assignment.
