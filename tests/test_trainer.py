@@ -375,6 +375,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         torch.testing.assert_close(value, resumed.model.get_parameter(name), rtol=0, atol=1e-6, msg=f"{name} differs")
 
 
+def test_a_path_is_loaded_with_its_processor_in_float32(
+    build: Build, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "start"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = ZoomZeroConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], num_generations=4)
+    trainer = ZoomZeroTrainer(str(folder), config, rows)
+    assert trainer.model.dtype == torch.float32
+    assert trainer.encoder.processor.settings == processor.settings
+    torch.testing.assert_close(trainer.model.lm_head.weight, model.lm_head.weight.float())
+
+
 def test_evaluation_logs_the_same_metrics(build: Build, rows: list[Row]) -> None:
     trainer = build(eval_dataset=rows[:2], per_device_eval_batch_size=8)
     metrics = trainer.evaluate()

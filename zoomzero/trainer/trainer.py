@@ -79,7 +79,9 @@ class ZoomZeroTrainer(GRPOTrainer):
             raise TypeError(f"ZoomZeroTrainer: args must be a ZoomZeroConfig, got {type(args).__name__}; build one")
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **_keywords(args.model_init_kwargs))
+            # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
+            keywords = {"dtype": torch.float32, **_keywords(args.model_init_kwargs)}
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **keywords)
         require_qwen2_5_vl(model)
         if not isinstance(processing_class, VideoInputs):
             raise TypeError(
