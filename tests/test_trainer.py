@@ -325,6 +325,56 @@ def test_gradient_accumulation_equals_one_batch(build: Build, varied_rewards: No
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4, msg=f"{name} differs")
 
 
+def test_gradient_checkpointing_gives_the_same_step(build: Build, varied_rewards: None, processor: VideoInputs) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        trainer = build(
+            model=tiny_model(processor.tokenizer), gradient_checkpointing=checkpointing, freeze_vision=False
+        )
+        trainer.train()
+        weights.append(_weights(trainer.model))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4, msg=f"{name} differs")
+
+
+def test_mixed_precision_trains(build: Build, varied_rewards: None) -> None:
+    trainer = build(bf16=True, num_iterations=2, max_steps=2)
+    before = _weights(trainer.model)
+    trainer.train()
+    assert trainer.model.dtype == torch.float32
+    assert not torch.equal(trainer.model.lm_head.weight, before["model.language_model.embed_tokens.weight"])
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+    # bfloat16 keeps eight bits: sampling and loss agree to a few per cent, so no ratio of an unchanged policy clips.
+    assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0
+
+
+def test_prompts_generated_apart_are_joined(build: Build) -> None:
+    trainer = build(generation_prompts=1)
+    trainer.model.train()
+    groups = trainer._generate_and_score_completions(
+        [row for row in trainer.train_dataset.select([0, 1, 2]) for _ in range(4)]
+    )["groups"]
+    assert len(groups.prompts) == 3
+    assert groups.token_ids.shape[0] == groups.advantages.shape[0] == 12
+
+
+def test_training_raises_the_reward(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that any policy can learn, the share of capitals, with a second column that says nothing."""
+    means: list[float] = []
+
+    def capitals(encoder: Any, scorer: Any, rows: list[Row], texts: list[str], size: int) -> scoring.Scores:
+        share = torch.tensor([sum(char.isupper() for char in text) / max(1, len(text)) for text in texts])
+        means.append(float(share.mean()))
+        rewards = torch.stack((share, torch.rand(len(texts)), share, share), dim=1)
+        return scoring.Scores(rewards, [[] for _ in texts], 0)
+
+    monkeypatch.setattr(trainer_module, "score", capitals)
+    trainer = build(max_steps=30, num_generations=8, per_device_train_batch_size=32, learning_rate=3e-3, beta=0.0)
+    trainer.train()
+    start, end = sum(means[:3]) / 3, sum(means[-3:]) / 3
+    assert end > start + 0.3, (start, end)
+
+
 def test_iterations_reuse_the_rollouts(build: Build, varied_rewards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     real = trainer_module.generate
