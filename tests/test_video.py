@@ -54,6 +54,8 @@ CLIPS = [
     ClipSpec("mpeg4.avi", codec="mpeg4", ticks_per_frame=1),
     ClipSpec("reordered.avi", b_frames=3, ticks_per_frame=1),
     ClipSpec("motion_jpeg.avi", codec="mjpeg", ticks_per_frame=1),
+    # No container at all; FFmpeg takes it for 25 frames a second.
+    ClipSpec("raw.h264", b_frames=2, rate=25, ticks_per_frame=1),
 ]
 
 
@@ -333,6 +335,24 @@ def test_file_that_is_no_video(tmp_path: Path, plain: Path) -> None:
         open_video(b"")
     with pytest.raises(VideoError, match="no such file"):
         open_video("http://127.0.0.1/clip.mp4")
+
+
+def test_containers_without_a_frame_to_show(tmp_path: Path) -> None:
+    none, broken = tmp_path / "none.mkv", tmp_path / "broken.mkv"
+    for path, packets in ((none, 0), (broken, 5)):
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mjpeg", rate=10)
+            assert isinstance(stream, av.VideoStream)
+            stream.width, stream.height, stream.pix_fmt = 128, 64, "yuvj420p"
+            container.start_encoding()
+            for number in range(packets):
+                packet = av.Packet(b"\0" * 100)
+                packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number * 100, number * 100, True
+                container.mux(packet)
+    with pytest.raises(VideoError, match=r"none\.mkv: ends before the first frame"):
+        open_video(none)
+    with pytest.raises(VideoError, match=r"broken\.mkv: (no frame could be decoded|no decoder|.* pixels)"):
+        open_video(broken)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

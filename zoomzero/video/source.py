@@ -102,6 +102,8 @@ def _why_unreadable(source: Source, error: Exception) -> str:
     boxes = _top_level_boxes(source)
     if "ftyp" in boxes and "moov" not in boxes:
         return "no index (moov box): the recording or download was cut off before it was finished"
+    if isinstance(error, EOFError):
+        return "ends before the first frame"
     if isinstance(error, av.InvalidDataError):
         return "not a video file, or damaged beyond recognition"
     return f"cannot be read as video: {error}"
