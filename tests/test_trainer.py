@@ -409,6 +409,20 @@ def test_truncated_responses_leave_the_loss_when_asked(build: Build) -> None:
     assert groups.num_items == int(groups.mask.sum())
 
 
+def test_uninformative_groups_leave_the_loss_when_asked(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(online_filter=True)
+    trainer.model.train()
+    rewards = torch.tensor([[0, 0, 0, 1.0]] * 4 + [[0, 0, 0, 1.0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    monkeypatch.setattr(trainer_module, "score", lambda *a, **k: scoring.Scores(rewards, [[]] * 8, 0))
+    groups = trainer._generate_and_score_completions(
+        [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
+    )["groups"]
+    assert groups.mask.any(-1).tolist() == [False] * 4 + [True] * 4
+    assert groups.num_items == int(groups.mask[4:].sum())
+    assert bool((groups.advantages[:4] == 0).all())
+    assert trainer._metrics["train"]["filtered_fraction"] == [0.5]
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(
     build: Build, varied_rewards: None, processor: VideoInputs, tmp_path: Path
 ) -> None:

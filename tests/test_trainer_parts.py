@@ -11,7 +11,7 @@ from zoomzero.generation import Rollouts
 from zoomzero.trainer.batch import GroupBatch, group_rows, join_rollouts
 from zoomzero.trainer.cache import ByteBoundedCache
 from zoomzero.trainer.config import UNSUPPORTED, ZoomZeroConfig
-from zoomzero.trainer.credit import credit_matrix
+from zoomzero.trainer.credit import credit_matrix, informative_groups
 from zoomzero.trainer.hooks import ATTRIBUTES, require_attributes, require_hooks
 
 # A value other than the only supported one, for every setting of TRL that is refused.
@@ -173,3 +173,15 @@ def test_credit_matrices(zoom_reward: bool) -> None:
     # format, zoom, iou, answer all 1: plain GRPO's total of 1 on every token, with or without zoom.
     torch.testing.assert_close(torch.ones(4) @ uniform, torch.ones(3))
     assert bool((uniform[1] == 0).all()) is not zoom_reward
+
+
+def test_informative_groups() -> None:
+    # Columns format, zoom, iou, answer. Kept: answers differ; IoU varies. Dropped: only format and zoom vary; none does.
+    groups = [
+        [[1, 0, 0.5, 1], [1, 0, 0.5, 0]],
+        [[1, 0, 0.5, 1], [1, 0, 0.6, 1]],
+        [[1, 0, 0.5, 0], [0, 1, 0.5, 0]],
+        [[1, 1, 0.9, 1], [1, 1, 0.9, 1]],
+    ]
+    rewards = torch.tensor(groups, dtype=torch.float32).flatten(0, 1)
+    assert informative_groups(rewards, 2).tolist() == [True, True, False, False]

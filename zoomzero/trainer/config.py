@@ -69,6 +69,12 @@ class ZoomZeroConfig(GRPOConfig):
         default="tokens",
         metadata={"help": "Statistics of advantages in a group: tokens (TokenAdv), segments, rewards, sequence, none."},
     )
+    online_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out of the loss groups whose answers are all right or all wrong and whose IoU is equal."
+        },
+    )
     freeze_vision: bool = field(
         default=True, metadata={"help": "Do not train the vision tower; each video's features are then cached."}
     )

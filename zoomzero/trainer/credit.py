@@ -28,3 +28,13 @@ def credit_matrix(credit: str, *, zoom_reward: bool) -> Tensor:
     if not zoom_reward:
         matrix[REWARDS.index("zoom")] = 0.0
     return matrix
+
+
+def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """Which groups online filtering keeps, bool [P]: answers not all right or all wrong, or an IoU that varies.
+
+    rewards float32 [P*G, 4] in the order of `REWARDS`, the G of a prompt next to each other.
+    """
+    grouped = rewards.view(-1, group_size, len(REWARDS))
+    varied = [grouped[..., REWARDS.index(name)] for name in ("answer", "iou")]
+    return torch.stack([column.amax(1) > column.amin(1) for column in varied]).any(0)

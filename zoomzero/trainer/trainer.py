@@ -27,7 +27,13 @@ from zoomzero.packing import pack_groups, packed_hidden_states
 from zoomzero.responses import token_segments
 from zoomzero.trainer.batch import GroupBatch, group_rows, join_rollouts
 from zoomzero.trainer.config import ZoomZeroConfig
-from zoomzero.trainer.credit import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM, credit_matrix
+from zoomzero.trainer.credit import (
+    REWARDS,
+    UNIFORM_WEIGHTS,
+    UNIFORM_WEIGHTS_WITHOUT_ZOOM,
+    credit_matrix,
+    informative_groups,
+)
 from zoomzero.trainer.hooks import REMEDY, require_attributes, require_hooks
 from zoomzero.trainer.prompts import PreparedPrompt, PromptEncoder, through_tower
 from zoomzero.trainer.scoring import Scores, score
@@ -147,6 +153,10 @@ class ZoomZeroTrainer(GRPOTrainer):
         mask = rollouts.mask
         if self.args.mask_truncated_completions:
             mask = mask & rollouts.stopped[:, None]
+        if self.args.online_filter:
+            kept = informative_groups(scores.rewards, group_size)
+            mask = mask & kept.repeat_interleave(group_size).to(mask.device)[:, None]
+            self._record("filtered_fraction", (~kept).float().mean())
         advantages = self._advantages(scores, rollouts, mask, group_size)
         ref_logps = None
         if self.beta > 0:

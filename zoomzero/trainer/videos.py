@@ -26,7 +26,8 @@ class DecodedVideo(Video):
 
     def __init__(self, source: Video) -> None:
         super().__init__(source.path, source.table, source.codec, source.fps, (source.height, source.width))
-        self._frames, self._starts = source.frames_at(source.timestamps)
+        frames, self._starts = source.frames_at(source.timestamps)
+        self._frames = frames.cpu()
 
     @property
     def num_bytes(self) -> int:
