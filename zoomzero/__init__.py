@@ -1,1 +1,45 @@
 """zoomzero: video-language models that find the evidence before they answer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoomzero.engine import Answer, Pass, Query, ZoomZero
+    from zoomzero.inputs import VideoInputs, load_processor
+    from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer
+
+# Loaded when first used: `import zoomzero.intervals` should not take the seconds that transformers and TRL take.
+_HOMES = {
+    "Answer": "zoomzero.engine",
+    "Pass": "zoomzero.engine",
+    "Query": "zoomzero.engine",
+    "VideoInputs": "zoomzero.inputs",
+    "ZoomZero": "zoomzero.engine",
+    "ZoomZeroConfig": "zoomzero.trainer",
+    "ZoomZeroTrainer": "zoomzero.trainer",
+    "load_processor": "zoomzero.inputs",
+}
+
+__all__ = [
+    "Answer",
+    "Pass",
+    "Query",
+    "VideoInputs",
+    "ZoomZero",
+    "ZoomZeroConfig",
+    "ZoomZeroTrainer",
+    "load_processor",
+]
+
+
+_MODULES = ("budget", "evaluation", "intervals", "responses", "rewards", "synthetic", "video")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"zoomzero.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zoomzero' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from zoomzero.annotations import Sample
 from zoomzero.engine import Answer, ZoomZero
 from zoomzero.evaluation import Evaluation, evaluate
 from zoomzero.report import Example, Report, write_page
 from zoomzero.synthetic import Clip, make_clips, tiny_checkpoint
-from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer
+from zoomzero.training import TrainOptions, train
 
 TRAIN_SEED, TEST_SEED = 300, 400
-MAX_NEW_TOKENS = 32
+MAX_NEW_TOKENS = 40
 NUM_VERBOSE = 3
 # Below these differences (the acceptance of the demo) something is broken, whatever the machine.
 MIN_MIOU_GAIN = 0.10
@@ -56,33 +54,6 @@ class DemoOptions:
                 raise ValueError(f"demo: {name} must be at least 1, got {getattr(self, name)}; raise it")
 
 
-class StepBar(TrainerCallback):
-    """A progress bar over training steps with the figures that matter, and a record of every logged metric."""
-
-    def __init__(self) -> None:
-        self.history: list[dict[str, float]] = []
-        self._bar: tqdm | None = None
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, desc="training", unit="step")
-
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._bar is not None:
-            self._bar.update(1)
-
-    def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **_: Any
-    ) -> None:
-        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        self.history.append(figures)
-        if self._bar is not None and "miou" in figures:
-            self._bar.set_postfix(miou=f"{figures['miou']:.2f}", zoom=f"{figures.get('zoom_accuracy', 0):.2f}")
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
 def run_demo(options: DemoOptions) -> dict[str, Any]:
     """Run the demo and return what it writes to `out`/summary.json; the page is `out`/index.html."""
     started = time.perf_counter()
@@ -96,7 +67,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     before = _measure(start, test_set, "before")
     shown = _differing(test_set, before)
     answers_before = [_ask(start, sample) for sample in shown]
-    trained, history = train(start.model, start.processor, train_set, options)
+    trained, history = train(start, train_set, _train_options(options))
     after = _measure(trained, test_set, "after")
     answers_after = [_ask(trained, sample) for sample in shown]
 
@@ -115,35 +86,15 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     return summary
 
 
-def train(
-    model: Qwen2_5_VLForConditionalGeneration, processor: Any, samples: Sequence[Sample], options: DemoOptions
-) -> tuple[ZoomZero, list[dict[str, float]]]:
-    """GRPO with the zoom reward and credit by token set, on real TRL; the checkpoint goes to `out`/checkpoint."""
-    folder = options.out / "checkpoint"
-    config = ZoomZeroConfig(
-        output_dir=str(folder),
-        max_steps=options.steps,
-        per_device_train_batch_size=options.num_prompts * options.num_rollouts,
-        num_generations=options.num_rollouts,
-        max_completion_length=MAX_NEW_TOKENS,
+def _train_options(options: DemoOptions) -> TrainOptions:
+    return TrainOptions(
+        out=options.out / "checkpoint",
+        steps=options.steps,
+        num_prompts=options.num_prompts,
+        num_rollouts=options.num_rollouts,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="constant_with_warmup",
-        warmup_steps=5,
-        advantage_normalize="segments",
-        save_strategy="no",
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
+        max_new_tokens=MAX_NEW_TOKENS,
     )
-    bar = StepBar()
-    rows = [dataclasses.asdict(sample) for sample in samples]
-    trainer = ZoomZeroTrainer(model, config, rows, processing_class=processor, callbacks=[bar])
-    for noisy in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(noisy)
-    trainer.train()
-    trainer.save_model()
-    return ZoomZero(model.eval(), processor), [entry for entry in bar.history if "miou" in entry]
 
 
 def _make_all_clips(options: DemoOptions) -> tuple[list[Clip], list[Clip]]:
@@ -205,8 +156,8 @@ def _report(
         title="zoomzero: find the evidence, then answer",
         lead=(
             "A tiny Qwen2.5-VL model sees a whole clip in 32 visual tokens: enough to see when a coloured sign is "
-            "shown, not to read it. It names the span, looks again at that span with its 32 tokens, and reads. GRPO with the "
-            "zoom reward taught it to name spans that are worth zooming into."
+            "shown, not to read it. It names the span, looks again at that span with its 32 tokens, and reads. GRPO "
+            "with the zoom reward taught it to name spans that are worth zooming into."
         ),
         before=tables[0],
         after=tables[1],

@@ -44,7 +44,6 @@ TINY_SETTINGS = ZoomSettings(
     prompts=Prompts(
         coarse="$question\n$options\nAnswer with evidence.",
         zoom="$question\n$options\nAnswer with the letter.",
-        thinking=False,
     ),
 )
 TINY_GEOMETRY = VisionGeometry(patch_size=8, merge_size=2, temporal_patch_size=2)

@@ -1,0 +1,50 @@
+"""What this installation can do: versions, back ends, devices, and the remedy for what is missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+from collections.abc import Iterator
+
+# (distribution, what it is for, the extra that brings it)
+PACKAGES = (
+    ("torch", "everything", None),
+    ("triton", "GPU loss kernels", None),
+    ("av", "reading video on the CPU", "video"),
+    ("nvidia-dali-cuda130", "reading video on the GPU", "video"),
+    ("transformers", "models", "train"),
+    ("trl", "training", "train"),
+    ("torchvision", "the report's pictures", "train"),
+    ("cupy-cuda13x", "kernels compiled at run time", "jit"),
+)
+
+
+def report() -> Iterator[str]:
+    """Lines to print, one a fact."""
+    yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
+    for name, purpose, extra in PACKAGES:
+        version = _version(name)
+        remedy = f'; pip install "zoomzero[{extra}]"' if extra else ""
+        yield f"{name:22}{version or 'missing':12}{purpose}{'' if version else remedy}"
+    try:
+        from zoomzero_kernels import build_info
+    except ImportError as error:
+        yield f"zoomzero_kernels      broken      {error}"
+        return
+    for key, value in build_info().items():
+        yield f"kernels: {key:26}{value}"
+    import torch
+
+    if torch.cuda.is_available():
+        yield f"GPU: {torch.cuda.get_device_name()}, compute capability {torch.cuda.get_device_capability()}"
+    else:
+        yield "GPU: none; everything runs on the CPU"
+    yield f"nvcc: {shutil.which('nvcc') or 'not found; needed only to build the CUDA kernels'}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
