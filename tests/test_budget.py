@@ -20,9 +20,16 @@ CELL = 28
 
 @pytest.mark.parametrize("case", GOLDEN["resize_plan"])
 def test_paper_policy_matches_the_authors(case: dict[str, Any]) -> None:
-    plan = plan_frames(case["num_frames"] / case["sample_fps"], case["height"], case["width"],
-                       budget_tokens=case["total_pixels"] // CELL**2, sample_fps=case["sample_fps"],
-                       max_frames=case["num_frames"], min_frame_tokens=case["min_pixels"] // CELL**2, policy="paper")
+    plan = plan_frames(
+        case["num_frames"] / case["sample_fps"],
+        case["height"],
+        case["width"],
+        budget_tokens=case["total_pixels"] // CELL**2,
+        sample_fps=case["sample_fps"],
+        max_frames=case["num_frames"],
+        min_frame_tokens=case["min_pixels"] // CELL**2,
+        policy="paper",
+    )
     indices = [round(t * case["sample_fps"]) for t in plan.timestamps]
     assert len(indices) == case["out_frames"]
     assert indices[:8] == case["first_indices"]
@@ -76,10 +83,16 @@ def requests(draw: st.DrawFn) -> dict[str, Any]:
     height, width = draw(SOURCES)
     patch_size, merge_size = draw(st.sampled_from([(14, 2), (16, 2), (8, 2), (14, 1)]))
     return {
-        "duration": draw(st.floats(0.2, 7200)), "height": height, "width": width,
-        "budget_tokens": draw(st.integers(64, 16384)), "sample_fps": draw(st.sampled_from([0.5, 1.0, 2.0, 4.0])),
-        "max_frames": draw(st.integers(1, 1024)), "min_frame_tokens": draw(st.integers(1, 16)),
-        "max_frame_tokens": draw(st.integers(64, 1024)), "patch_size": patch_size, "merge_size": merge_size,
+        "duration": draw(st.floats(0.2, 7200)),
+        "height": height,
+        "width": width,
+        "budget_tokens": draw(st.integers(64, 16384)),
+        "sample_fps": draw(st.sampled_from([0.5, 1.0, 2.0, 4.0])),
+        "max_frames": draw(st.integers(1, 1024)),
+        "min_frame_tokens": draw(st.integers(1, 16)),
+        "max_frame_tokens": draw(st.integers(64, 1024)),
+        "patch_size": patch_size,
+        "merge_size": merge_size,
         "temporal_patch_size": draw(st.sampled_from([1, 2, 4])),
     }
 

@@ -30,8 +30,11 @@ def test_golden(case: dict[str, Any]) -> None:
 def test_golden_totals_follow_from_the_four_rewards() -> None:
     for case in GOLDEN["response"]:
         text = case["response"]
-        total = ((answer_reward(text, case["answer_gt"]) + case["zoom"]) / 2 + format_reward(text)
-                 + iou_reward(text, case["spans_gt"])) / 3
+        total = (
+            (answer_reward(text, case["answer_gt"]) + case["zoom"]) / 2
+            + format_reward(text)
+            + iou_reward(text, case["spans_gt"])
+        ) / 3
         assert total == pytest.approx(case["total"], abs=1e-12)
 
 

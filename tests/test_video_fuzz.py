@@ -69,7 +69,7 @@ MUTATIONS = [flip_bits, flip_header_bits, truncate, drop_a_piece, splice_headers
 
 
 def outcome(path: Path) -> str:
-    """"read", or the error's text."""
+    """ "read", or the error's text."""
     try:
         with open_video(path, time_limit=TIME_LIMIT_SECONDS, max_pixels=4096 * 4096) as video:
             count = min(video.num_frames, 8)

@@ -192,8 +192,11 @@ def test_skipped_samples_are_written_down_until_there_are_too_many(tmp_path: Pat
     log = SkipLog(tmp_path / "run" / "skipped.jsonl", num_samples=40)
     log.record("q1", VideoError("a.mp4", "empty file: 0 bytes"))
     log.record("q2", VideoError("ü.mp4", "no such file"))
-    with pytest.raises(VideoError, match=r"c\.mp4: broken; 3 of 40 samples have no readable video, more than "
-                                         r"max_skipped_fraction=0\.05 allows; see .*skipped\.jsonl"):
+    with pytest.raises(
+        VideoError,
+        match=r"c\.mp4: broken; 3 of 40 samples have no readable video, more than "
+        r"max_skipped_fraction=0\.05 allows; see .*skipped\.jsonl",
+    ):
         log.record("q3", VideoError("c.mp4", "broken"))
     lines = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
     assert lines[1] == {"sample": "q2", "path": "ü.mp4", "reason": "no such file"}

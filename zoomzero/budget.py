@@ -106,8 +106,9 @@ def plan_frames(
         ValueError: an argument out of range, or spans that lie outside the video.
     """
     _check(duration, height, width, sample_fps, context_fraction, policy)
-    limits = _Limits(budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size * merge_size,
-                     temporal_patch_size)
+    limits = _Limits(
+        budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size * merge_size, temporal_patch_size
+    )
     _check_limits(limits, patch_size, merge_size)
     zoom: list[intervals.Span] | None = None
     if spans is not None and len(spans) == 0:
@@ -115,12 +116,16 @@ def plan_frames(
     elif spans is not None:
         zoom = _clip_to_video(spans, duration)
     if context_fraction and zoom is None:
-        raise ValueError(f"plan_frames: context_fraction needs spans to zoom into, got {context_fraction} without "
-                         "spans; pass spans or leave it 0")
+        raise ValueError(
+            f"plan_frames: context_fraction needs spans to zoom into, got {context_fraction} without "
+            "spans; pass spans or leave it 0"
+        )
     if policy == "paper":
         if context_fraction:
-            raise ValueError(f"plan_frames: policy 'paper' has no context frames, got context_fraction="
-                             f"{context_fraction}; use policy 'fill'")
+            raise ValueError(
+                f"plan_frames: policy 'paper' has no context frames, got context_fraction="
+                f"{context_fraction}; use policy 'fill'"
+            )
         return _paper_plan(duration, height, width, sample_fps, zoom, limits)
     return _fill_plan(duration, (height, width), sample_fps, zoom, context_fraction, limits)
 
@@ -128,11 +133,13 @@ def plan_frames(
 def _check(duration: float, height: int, width: int, sample_fps: float, context_fraction: float, policy: str) -> None:
     for name, value in (("duration", duration), ("sample_fps", sample_fps)):
         if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"plan_frames: {name} must be a finite positive number, got {value}; "
-                             "read it from the video")
+            raise ValueError(
+                f"plan_frames: {name} must be a finite positive number, got {value}; read it from the video"
+            )
     if height < 1 or width < 1:
-        raise ValueError(f"plan_frames: height and width must be at least 1 pixel, got {height} x {width}; "
-                         "read them from the video")
+        raise ValueError(
+            f"plan_frames: height and width must be at least 1 pixel, got {height} x {width}; read them from the video"
+        )
     if not 0 <= context_fraction < 1:
         raise ValueError(f"plan_frames: context_fraction must be in [0, 1), got {context_fraction}; 0 is a pure zoom")
     if policy not in ("fill", "paper"):
@@ -140,34 +147,46 @@ def _check(duration: float, height: int, width: int, sample_fps: float, context_
 
 
 def _check_limits(limits: _Limits, patch_size: int, merge_size: int) -> None:
-    for name, value in (("budget_tokens", limits.budget_tokens), ("max_frames", limits.max_frames),
-                        ("min_frame_tokens", limits.min_frame_tokens), ("patch_size", patch_size),
-                        ("merge_size", merge_size), ("temporal_patch_size", limits.temporal_patch_size)):
+    for name, value in (
+        ("budget_tokens", limits.budget_tokens),
+        ("max_frames", limits.max_frames),
+        ("min_frame_tokens", limits.min_frame_tokens),
+        ("patch_size", patch_size),
+        ("merge_size", merge_size),
+        ("temporal_patch_size", limits.temporal_patch_size),
+    ):
         if value < 1:
             raise ValueError(f"plan_frames: {name} must be at least 1, got {value}; pass a positive whole number")
     if limits.max_frame_tokens < limits.min_frame_tokens:
-        raise ValueError(f"plan_frames: max_frame_tokens must be at least min_frame_tokens, got "
-                         f"{limits.max_frame_tokens} < {limits.min_frame_tokens}; raise the first or lower the second")
+        raise ValueError(
+            f"plan_frames: max_frame_tokens must be at least min_frame_tokens, got "
+            f"{limits.max_frame_tokens} < {limits.min_frame_tokens}; raise the first or lower the second"
+        )
     if limits.budget_tokens < limits.min_frame_tokens:
-        raise ValueError(f"plan_frames: budget_tokens must hold one temporal patch of min_frame_tokens, got "
-                         f"{limits.budget_tokens} < {limits.min_frame_tokens}; raise the budget or lower "
-                         "min_frame_tokens")
+        raise ValueError(
+            f"plan_frames: budget_tokens must hold one temporal patch of min_frame_tokens, got "
+            f"{limits.budget_tokens} < {limits.min_frame_tokens}; raise the budget or lower "
+            "min_frame_tokens"
+        )
 
 
 def _clip_to_video(spans: Sequence[Sequence[float]], duration: float) -> list[intervals.Span]:
     # The last instant is excluded: no frame is shown at `duration`.
     inside = [(start, end) for start, end in intervals.clip(spans, 0.0, duration) if start < duration]
     if not inside:
-        raise ValueError(f"plan_frames: spans must touch the video [0, {duration:g}), got {list(spans)!r}; "
-                         "clip or drop them, or pass [] to look at the whole video")
+        raise ValueError(
+            f"plan_frames: spans must touch the video [0, {duration:g}), got {list(spans)!r}; "
+            "clip or drop them, or pass [] to look at the whole video"
+        )
     return inside
 
 
 # -- policy "paper" ------------------------------------------------------------------------------------------------
 
 
-def _paper_plan(duration: float, height: int, width: int, sample_fps: float, zoom: list[intervals.Span] | None,
-                limits: _Limits) -> FramePlan:
+def _paper_plan(
+    duration: float, height: int, width: int, sample_fps: float, zoom: list[intervals.Span] | None, limits: _Limits
+) -> FramePlan:
     num_candidates = max(1, math.floor(duration * sample_fps))
     candidates = list(range(num_candidates))
     max_frames = limits.max_frames
@@ -181,8 +200,9 @@ def _paper_plan(duration: float, height: int, width: int, sample_fps: float, zoo
     area = limits.cell * limits.cell
     min_pixels = int(PAPER_MIN_PIXELS_MARGIN * limits.min_frame_tokens * area)
     total_pixels = limits.budget_tokens * area
-    affordable = int(limits.temporal_patch_size * total_pixels
-                     / (PAPER_MIN_PIXELS_MARGIN * limits.min_frame_tokens * area))
+    affordable = int(
+        limits.temporal_patch_size * total_pixels / (PAPER_MIN_PIXELS_MARGIN * limits.min_frame_tokens * area)
+    )
     kept = _linspace(candidates, max(1, min(max_frames, affordable)))
     affordable_pixels = limits.temporal_patch_size * total_pixels / len(kept)
     max_pixels = max(min(limits.max_frame_tokens * area, affordable_pixels), min_pixels)
@@ -209,8 +229,10 @@ def _paper_size(height: int, width: int, cell: int, min_pixels: float, max_pixel
     rounded = max(cell, round(height / cell) * cell), max(cell, round(width / cell) * cell)
     if rounded[0] * rounded[1] > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
-        return (max(cell, math.floor(height / shrink / cell) * cell),
-                max(cell, math.floor(width / shrink / cell) * cell))
+        return (
+            max(cell, math.floor(height / shrink / cell) * cell),
+            max(cell, math.floor(width / shrink / cell) * cell),
+        )
     if rounded[0] * rounded[1] < min_pixels:
         grow = math.sqrt(min_pixels / (height * width))
         return math.ceil(height * grow / cell) * cell, math.ceil(width * grow / cell) * cell
@@ -220,8 +242,14 @@ def _paper_size(height: int, width: int, cell: int, min_pixels: float, max_pixel
 # -- policy "fill" -------------------------------------------------------------------------------------------------
 
 
-def _fill_plan(duration: float, source: tuple[int, int], sample_fps: float, zoom: list[intervals.Span] | None,
-               context_fraction: float, limits: _Limits) -> FramePlan:
+def _fill_plan(
+    duration: float,
+    source: tuple[int, int],
+    sample_fps: float,
+    zoom: list[intervals.Span] | None,
+    context_fraction: float,
+    limits: _Limits,
+) -> FramePlan:
     planned = duration if zoom is None else intervals.total_length(zoom)
     candidates = max(1 if zoom is None else len(zoom), math.floor(planned * sample_fps))
     context: list[intervals.Span] = []
@@ -300,8 +328,10 @@ def _nearest_shape(ratio: float, least: int, most: int) -> tuple[int, int]:
         if a <= b and a * b <= most:
             shapes.append((a, b))
     if not shapes:
-        raise ValueError(f"plan_frames: no grid of cells has {least} to {most} tokens; widen min_frame_tokens, "
-                         "max_frame_tokens or budget_tokens")
+        raise ValueError(
+            f"plan_frames: no grid of cells has {least} to {most} tokens; widen min_frame_tokens, "
+            "max_frame_tokens or budget_tokens"
+        )
     return min(shapes, key=lambda grid: abs(math.log(grid[1] / grid[0] / ratio)))
 
 
@@ -322,8 +352,11 @@ def _spread(spans: list[intervals.Span], count: int) -> list[float]:
         longest = sorted(range(len(spans)), key=lambda i: -lengths[i])[:count]
         spans, lengths = [spans[i] for i in sorted(longest)], [lengths[i] for i in sorted(longest)]
     shares = _apportion(lengths, count)
-    return [start + (k + 0.5) * (end - start) / share
-            for (start, end), share in zip(spans, shares, strict=True) for k in range(share)]
+    return [
+        start + (k + 0.5) * (end - start) / share
+        for (start, end), share in zip(spans, shares, strict=True)
+        for k in range(share)
+    ]
 
 
 def _apportion(lengths: list[float], count: int) -> list[int]:

@@ -19,8 +19,9 @@ def _checked(spans: Iterable[Sequence[float]], op: str) -> list[Span]:
         if isinstance(span, str) or (not isinstance(span, Sequence) and not hasattr(span, "__len__")):
             raise TypeError(f"{op}: a span must be a pair (start, end), got {span!r}; pass a list of pairs of seconds")
         if len(span) != 2:
-            raise ValueError(f"{op}: a span must be a pair (start, end), got {span!r}; "
-                             "drop the extra or missing numbers")
+            raise ValueError(
+                f"{op}: a span must be a pair (start, end), got {span!r}; drop the extra or missing numbers"
+            )
         start, end = float(span[0]), float(span[1])
         if not (math.isfinite(start) and math.isfinite(end)):
             raise ValueError(f"{op}: span ends must be finite, got ({start}, {end}); clip the spans to the video")

@@ -118,8 +118,10 @@ class Video(abc.ABC):
         self.close()
 
     def __repr__(self) -> str:
-        return (f"<{type(self).__name__} {self.path!r} {self.codec} {self.width}x{self.height} {self.duration:.2f} s "
-                f"{self.num_frames} frames>")
+        return (
+            f"<{type(self).__name__} {self.path!r} {self.codec} {self.width}x{self.height} {self.duration:.2f} s "
+            f"{self.num_frames} frames>"
+        )
 
     def _check_open(self) -> None:
         if self._closed:
@@ -132,8 +134,10 @@ class Video(abc.ABC):
         times = _as_times(seconds)
         outside = times[~((times >= 0) & (times < self.duration))]
         if len(outside):
-            raise ValueError(f"frames_at: seconds must be in [0, {self.duration:.6g}), got {outside[0]:.6g} for "
-                             f"{self.path}; clip the times to the video")
+            raise ValueError(
+                f"frames_at: seconds must be in [0, {self.duration:.6g}), got {outside[0]:.6g} for "
+                f"{self.path}; clip the times to the video"
+            )
         indices = np.searchsorted(self.timestamps, times + TIME_TOLERANCE_SECONDS, side="right") - 1
         if coarse == "keyframes":
             keys = np.array([self.table.key_before(int(self.table.pts[i])) for i in indices], dtype=np.int64)
@@ -162,9 +166,11 @@ def _as_times(seconds: Times) -> npt.NDArray[np.float64]:
     try:
         times = np.asarray(seconds, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"frames_at: seconds must be numbers, got {type(seconds).__name__}; "
-                        "pass a list of floats") from error
+        raise TypeError(
+            f"frames_at: seconds must be numbers, got {type(seconds).__name__}; pass a list of floats"
+        ) from error
     if times.ndim != 1:
-        raise TypeError(f"frames_at: seconds must be a list of times, got {times.ndim} dimensions; "
-                        "wrap one time in a list")
+        raise TypeError(
+            f"frames_at: seconds must be a list of times, got {times.ndim} dimensions; wrap one time in a list"
+        )
     return times

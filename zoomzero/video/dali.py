@@ -36,8 +36,10 @@ def _load_dali() -> ModuleType:
     try:
         import nvidia.dali.experimental.dynamic as dali
     except ImportError as error:
-        raise ImportError("open_video: backend 'dali' needs nvidia-dali-cuda130, which is not installed; "
-                          "run `pip install 'zoomzero[video]'` or use backend='pyav'") from error
+        raise ImportError(
+            "open_video: backend 'dali' needs nvidia-dali-cuda130, which is not installed; "
+            "run `pip install 'zoomzero[video]'` or use backend='pyav'"
+        ) from error
     return dali
 
 

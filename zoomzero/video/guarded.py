@@ -156,8 +156,10 @@ class GuardedVideo(Video):
 
     def __init__(self, source: Source, options: OpenOptions, time_limit: float) -> None:
         if not time_limit > 0:
-            raise ValueError(f"open_video: time_limit must be positive seconds, got {time_limit}; "
-                             f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual")
+            raise ValueError(
+                f"open_video: time_limit must be positive seconds, got {time_limit}; "
+                f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual"
+            )
         self.path = source_name(source)
         self._options = options
         self._limit = time_limit
@@ -181,8 +183,13 @@ class GuardedVideo(Video):
         return self._spooled.name
 
     def _open(self) -> tuple[dict[str, Any], FrameTable]:
-        message = {"op": "open", "id": self._number, "path": self._file, "num_threads": self._options.num_threads,
-                   "max_pixels": self._options.max_pixels}
+        message = {
+            "op": "open",
+            "id": self._number,
+            "path": self._file,
+            "num_threads": self._options.num_threads,
+            "max_pixels": self._options.max_pixels,
+        }
         with _pool.lock:
             try:
                 worker = _pool.worker()

@@ -80,8 +80,9 @@ class SkipLog:
 
     def __init__(self, file: str | os.PathLike[str], num_samples: int, max_skipped_fraction: float = 0.05) -> None:
         if not 0 <= max_skipped_fraction <= 1:
-            raise ValueError(f"SkipLog: max_skipped_fraction must be in [0, 1], got {max_skipped_fraction}; "
-                             "0.05 is usual")
+            raise ValueError(
+                f"SkipLog: max_skipped_fraction must be in [0, 1], got {max_skipped_fraction}; 0.05 is usual"
+            )
         self.file = Path(file)
         self.num_samples = num_samples
         self.max_skipped_fraction = max_skipped_fraction
@@ -99,6 +100,9 @@ class SkipLog:
         with self.file.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.num_skipped > self.max_skipped_fraction * self.num_samples:
-            raise VideoError(error.path, f"{error.reason}; {self.num_skipped} of {self.num_samples} samples have no "
-                                         f"readable video, more than max_skipped_fraction={self.max_skipped_fraction} "
-                                         f"allows; see {self.file}") from error
+            raise VideoError(
+                error.path,
+                f"{error.reason}; {self.num_skipped} of {self.num_samples} samples have no "
+                f"readable video, more than max_skipped_fraction={self.max_skipped_fraction} "
+                f"allows; see {self.file}",
+            ) from error

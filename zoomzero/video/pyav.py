@@ -184,15 +184,7 @@ class PyAVVideo(Video):
             yield previous, frame
 
     def _seek(self, pts: int) -> None:
-        """Put the decoder where it will output the frame at `pts`. See Note [Frames nobody asked for]
-In H.264 and HEVC a frame that no other refers to need not be decoded unless it is asked for; dropping those saves about
-a third of the time between samples. Which frames are asked for is known for a whole request or stream. A later request
-may want a frame that was dropped while the decoder read ahead: then it seeks back.
-
-When the next frame of the plan will be reached by a jump, the decoder is drained right after the packet of the current
-one, so that it does not decode further packets just to let the frame out of its pipeline.
-
-Note [Robust seek]."""
+        """Put the decoder where it will output the frame at `pts`. See Note [Robust seek]."""
         self._current = self._ahead = None
         self._drained = False
         self._dropped.clear()
@@ -250,12 +242,17 @@ Note [Robust seek]."""
         at = self._seconds(target)
         if self._current is not None and at - self._seconds(self._current[0]) <= MAX_STALE_SECONDS:
             if not self._warned:
-                log.warning("%s: the frame at %.3f s does not decode; showing the one at %.3f s (said once a file)",
-                            self.path, at, self._seconds(self._current[0]))
+                log.warning(
+                    "%s: the frame at %.3f s does not decode; showing the one at %.3f s (said once a file)",
+                    self.path,
+                    at,
+                    self._seconds(self._current[0]),
+                )
                 self._warned = True
             return self._current
-        raise VideoError(self.path, f"the frame at {at:.3f} s cannot be decoded, nor any in the "
-                                    f"{MAX_STALE_SECONDS:g} s before it")
+        raise VideoError(
+            self.path, f"the frame at {at:.3f} s cannot be decoded, nor any in the {MAX_STALE_SECONDS:g} s before it"
+        )
 
     def _seconds(self, pts: int) -> float:
         return float(pts - int(self.table.pts[0])) * float(self.table.time_base)

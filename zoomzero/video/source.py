@@ -19,8 +19,10 @@ from zoomzero.video.errors import VideoError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
 
-ALLOWED_FORMATS = ("mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,ogg,asf,h264,hevc,vvc,"
-                   "m4v,obu,av1,ivf,gif,yuv4mpegpipe,nut,mxf,rm,wtv,dv,swf,apng")
+ALLOWED_FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,ogg,asf,h264,hevc,vvc,"
+    "m4v,obu,av1,ivf,gif,yuv4mpegpipe,nut,mxf,rm,wtv,dv,swf,apng"
+)
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ def check_source(source: Source) -> str | BinaryIO:
     if hasattr(source, "read") and hasattr(source, "seek"):
         source.seek(0)
         return source
-    raise TypeError(f"open_video: source must be a path, bytes or a seekable binary file, got {type(source).__name__}; "
-                    "pass a path")
+    raise TypeError(
+        f"open_video: source must be a path, bytes or a seekable binary file, got {type(source).__name__}; pass a path"
+    )
 
 
 def open_container(source: Source, options: OpenOptions) -> av.container.InputContainer:
