@@ -87,3 +87,20 @@ def test_wrong_groups_and_masks_are_refused() -> None:
         pack_groups(prompts, token_ids, mask, video_token_id=VIDEO_TOKEN)
     with pytest.raises(ValueError, match="mask with a gap"):
         pack_groups(prompts[:1], token_ids, mask.index_fill(1, torch.tensor([1]), False), video_token_id=VIDEO_TOKEN)
+
+
+@pytest.mark.cuda
+def test_packed_on_the_gpu_equals_the_cpu() -> None:
+    model = random_model()
+    inputs = [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, SHORT))]
+    token_ids, mask = _completions([9, 1, 12, 4])
+
+    def logps(device: str) -> torch.Tensor:
+        model.to(device)
+        packed = pack_groups(
+            encode_prompts(model, inputs), token_ids.to(device), mask.to(device), video_token_id=VIDEO_TOKEN
+        )
+        every = model.lm_head(packed_hidden_states(model, packed)).log_softmax(-1)
+        return (every.gather(-1, token_ids.to(device)[..., None])[..., 0] * mask.to(device)).detach().cpu()
+
+    torch.testing.assert_close(logps("cuda"), logps("cpu"), rtol=1e-3, atol=1e-3)

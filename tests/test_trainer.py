@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import GRPOConfig
-from zoom_clips import clip_rows, tiny_inputs
+from zoom_clips import clip_rows
 
 from zoomzero.inputs import VideoInputs
-from zoomzero.synthetic.tiny_model import tiny_model
+from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer, scoring
+from zoomzero.trainer import prompts as prompts_module
 from zoomzero.trainer import trainer as trainer_module
 from zoomzero.trainer.batch import GroupBatch
 from zoomzero.trainer.prompts import PromptEncoder
@@ -33,7 +34,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
 
 @pytest.fixture(scope="module")
 def processor() -> VideoInputs:
-    return tiny_inputs()
+    return tiny_processor()
 
 
 @pytest.fixture
@@ -148,6 +149,20 @@ def test_frozen_features_are_computed_once(
     second = encoder.prepare([encoder.coarse_look(rows[1])])
     assert len(calls) == 1
     assert first[0].visual is first[1].visual is second[0].visual
+
+
+def test_large_batches_of_frames_are_encoded_in_several_runs(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts_module, "PATCHES_PER_RUN", 200)  # a look at these clips is 128 patches
+    encoder, sizes = _encoder(processor, model), []
+    model.model.visual.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    looks = [encoder.zoom_look(rows[0], [(start, start + 2.0)]) for start in (0.0, 8.0, 16.0, 24.0, 28.0)]
+    together = encoder.prepare(looks)
+    assert sizes == [256, 256, 128]
+    for prompt, look in zip(together, looks, strict=True):
+        (alone,) = _encoder(processor, model).prepare([look])
+        torch.testing.assert_close(prompt.visual, alone.visual, rtol=1e-5, atol=1e-5)
 
 
 # -- rewards -------------------------------------------------------------------------------------------------------
@@ -463,6 +478,14 @@ def test_completions_can_be_logged(build: Build, varied_rewards: None, tmp_path:
     trainer.train()
     assert len(trainer._logs["completion"]) == 8
     assert len(list((tmp_path / "run" / "completions").glob("*.parquet"))) == 1
+
+
+@pytest.mark.cuda
+def test_a_step_runs_on_the_gpu(build: Build, varied_rewards: None) -> None:
+    trainer = build(use_cpu=False, max_steps=2, num_iterations=2)
+    trainer.train()
+    assert trainer.model.device.type == "cuda"
+    assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0  # first iteration: ratios of 1
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_credit_matrices(zoom_reward: bool) -> None:
 
 
 def test_informative_groups() -> None:
-    # Columns format, zoom, iou, answer. Kept: answers differ; IoU varies. Dropped: only format and zoom vary; none does.
+    # Columns format, zoom, iou, answer. Kept: answers differ; IoU varies. Dropped: only format and zoom vary; none.
     groups = [
         [[1, 0, 0.5, 1], [1, 0, 0.5, 0]],
         [[1, 0, 0.5, 1], [1, 0, 0.6, 1]],

@@ -14,8 +14,10 @@ from zoomzero.modeling import EncodedPrompt, prompt_positions, video_features
 from zoomzero.trainer.cache import ByteBoundedCache
 from zoomzero.trainer.videos import VideoStore
 
-# Bounds of the small caches (entries of a few hundred numbers each).
+# Bound in bytes of the prompts' ids and positions (a few kilobytes each).
 MAX_TEXTS = 1 << 26
+# Patches in one run of the vision tower: a coarse look at the published budget (8192 tokens of 2x2 patches) fills it.
+PATCHES_PER_RUN = 8192 * 4
 
 
 @dataclass(frozen=True)
@@ -108,11 +110,17 @@ class PromptEncoder:
     def _visual_parts(self, looks: Sequence[Look]) -> list[_Frames]:
         parts = {look.frames_key: self._frames.get(look.frames_key) for look in looks}
         missing = {look.frames_key: look for look in looks if parts[look.frames_key] is None}
-        encoded = [self.processor.encode(self.videos.get(look.video), look.plan) for look in missing.values()]
-        for key, visual, source in zip(missing, self._towered(encoded), encoded, strict=True):
-            part = _Frames(visual, source.video_grid_thw, source.second_per_grid_ts)
-            self._frames.put(key, part)
-            parts[key] = part
+        waiting: dict[Hashable, EncodedVideo] = {}
+        for number, (key, look) in enumerate(missing.items(), start=1):
+            waiting[key] = self.processor.encode(self.videos.get(look.video), look.plan)
+            num_patches = sum(len(encoded.pixel_values_videos) for encoded in waiting.values())
+            if num_patches >= PATCHES_PER_RUN or number == len(missing):
+                for done, visual in zip(waiting, self._towered(list(waiting.values())), strict=True):
+                    encoded = waiting[done]
+                    part = _Frames(visual, encoded.video_grid_thw, encoded.second_per_grid_ts)
+                    self._frames.put(done, part)
+                    parts[done] = part
+                waiting = {}
         return [found for look in looks if (found := parts[look.frames_key]) is not None]
 
     def _towered(self, encoded: Sequence[EncodedVideo]) -> list[Tensor]:
