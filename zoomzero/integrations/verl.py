@@ -1,0 +1,114 @@
+"""verl: importing this module registers the advantage estimator "token_adv" and the policy loss "zoomzero".
+
+    algorithm.adv_estimator=token_adv   actor_rollout_ref.actor.policy_loss.loss_mode=zoomzero
+
+verl hands an estimator nothing but token_level_rewards, the response mask and the prompts' ids, and a policy loss
+nothing but log-probabilities. So the crediting happens where rewards are made: a reward manager writes
+``credited_rewards`` into token_level_rewards, and "token_adv" normalises them over all valid tokens of a prompt. For the other normalisations call ``write_advantages`` from a trainer that overrides how advantages are computed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from verl.trainer.ppo.core_algos import agg_loss, register_adv_est, register_policy_loss
+
+from zoomzero_kernels import token_advantages
+
+
+def _group_ids(index: np.ndarray, device: torch.device) -> Tensor:
+    """verl's prompt ids, which are strings, as integers."""
+    return torch.from_numpy(np.unique(index, return_inverse=True)[1].reshape(-1)).to(device)
+
+
+def credited_rewards(rewards: Tensor, segments: Tensor, credit: Tensor, response_mask: Tensor) -> Tensor:
+    """Per-token rewards [B, T] for token_level_rewards: ``sum_r credit[r, segments[b, t]] * rewards[b, r]``."""
+    ids = torch.arange(rewards.shape[0], device=rewards.device)
+    return token_advantages(rewards, segments, credit, ids, response_mask.bool(), normalize="none")
+
+
+@register_adv_est("token_adv")
+def token_adv(
+    token_level_rewards: Tensor,
+    response_mask: Tensor,
+    index: np.ndarray,
+    config: Any = None,
+    epsilon: float = 1e-6,
+    **unused: Any,
+) -> tuple[Tensor, Tensor]:
+    """TokenAdv: token rewards [B, T] standardised over all valid tokens of each prompt's responses.
+
+    A prompt with one response keeps mean 0 and standard deviation 1. Returns advantages and returns: the same tensor.
+    """
+    groups, valid = _group_ids(index, token_level_rewards.device), response_mask.bool()
+    advantages = torch.zeros_like(token_level_rewards, dtype=torch.float32)
+    for group in groups.unique():
+        members = groups == group
+        values = token_level_rewards[members][valid[members]].double()
+        mean, deviation = values.new_zeros(()), values.new_ones(())
+        if int(members.sum()) > 1 and values.numel() > 1:
+            mean, deviation = values.mean(), values.std()
+        standard = (token_level_rewards[members].double() - mean) / (deviation + epsilon)
+        advantages[members] = torch.where(valid[members], standard, 0.0).float()
+    return advantages, advantages
+
+
+@register_policy_loss("zoomzero")
+def policy_loss(
+    old_log_prob: Tensor,
+    log_prob: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    loss_agg_mode: str = "token-mean",
+    config: Any = None,
+    rollout_is_weights: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Any]]:
+    """The published clipped loss with per-token advantages: asymmetric clipping and no dual clip."""
+    if config is None:
+        raise ValueError("policy_loss: verl must pass the actor's config, got None; check the version of verl")
+    low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
+    high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
+    ratio = (log_prob - old_log_prob).exp()
+    unclipped = ratio * advantages
+    bounded = ratio.clamp(1 - low, 1 + high) * advantages
+    token_loss = -torch.minimum(unclipped, bounded)
+    if rollout_is_weights is not None:
+        token_loss = token_loss * rollout_is_weights
+    # Where the mask is 0 the padding may hold anything; verl's aggregation multiplies by the mask.
+    token_loss = torch.where(response_mask.bool(), token_loss, 0.0)
+    loss = agg_loss(
+        loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
+    )
+    valid = response_mask.bool()
+    clipped = ((bounded < unclipped) & valid).sum() / valid.sum().clamp(min=1)
+    return loss, {"actor/pg_clipfrac": clipped.detach().item()}
+
+
+def write_advantages(data: Any, reward_keys: list[str], credit: Tensor, *, normalize: str = "tokens") -> Any:
+    """Set ``advantages`` and ``returns`` of a verl DataProto from its separate rewards.
+
+    data.batch must hold ``segments`` uint8 [B, T] and ``response_mask`` [B, T], data.non_tensor_batch one array [B] for
+    each of ``reward_keys`` and the prompts' ``uid``; credit [R, S] has a row for each key.
+    """
+    missing = [key for key in (*reward_keys, "uid") if key not in data.non_tensor_batch]
+    if missing:
+        raise ValueError(
+            f"write_advantages: non_tensor_batch must hold {', '.join(missing)}, got {sorted(data.non_tensor_batch)}; "
+            "return them from the reward function"
+        )
+    mask = data.batch["response_mask"].bool()
+    columns = [torch.as_tensor(np.asarray(data.non_tensor_batch[key], dtype=np.float64)) for key in reward_keys]
+    rewards = torch.stack(columns, dim=1).float().to(mask.device)
+    advantages = token_advantages(
+        rewards,
+        data.batch["segments"],
+        credit.to(mask.device),
+        _group_ids(data.non_tensor_batch["uid"], mask.device),
+        mask,
+        normalize=normalize,
+    )
+    data.batch["advantages"] = data.batch["returns"] = advantages
+    return data
