@@ -4,7 +4,8 @@
 
 verl hands an estimator nothing but token_level_rewards, the response mask and the prompts' ids, and a policy loss
 nothing but log-probabilities. So the crediting happens where rewards are made: a reward manager writes
-``credited_rewards`` into token_level_rewards, and "token_adv" normalises them over all valid tokens of a prompt. For the other normalisations call ``write_advantages`` from a trainer that overrides how advantages are computed.
+``credited_rewards`` into token_level_rewards, and "token_adv" normalises them over all valid tokens of a prompt. For
+the other normalisations call ``write_advantages`` from a trainer that overrides how advantages are computed.
 """
 
 from __future__ import annotations
