@@ -84,6 +84,7 @@ class DaliVideo(Video):
         target = "cpu" if self.device.type == "cpu" else "gpu"
         try:
             with self._context():
+                # DALI looks at the calling line to tell constants from data: pad_mode must stand there as a literal.
                 clip = self._dali.decoders.video(self._encoded, frames=indices, device=target, pad_mode="none")
                 frames: torch.Tensor = clip.torch()
         except RuntimeError as error:
