@@ -50,6 +50,14 @@ def test_paper_zoom_keeps_at_most_256_frames() -> None:
     assert len(plan.timestamps) == 256
 
 
+@pytest.mark.parametrize("policy", ["fill", "paper"])
+def test_a_duration_that_is_frames_over_rate_keeps_every_frame(policy: str) -> None:
+    for rate in (0.3, 0.7, 1.1, 1.7, 2.3, 29.97):
+        for num_frames in (3, 7, 49, 101, 187):
+            plan = plan_frames(num_frames / rate, 64, 64, budget_tokens=4096, sample_fps=rate, policy=policy)
+            assert len(plan.timestamps) == num_frames
+
+
 # The tiny model of the demo: 32 s of 64 x 64, one cell = 16 pixels, 32 tokens in both passes.
 TINY: dict[str, Any] = {"budget_tokens": 32, "min_frame_tokens": 1, "patch_size": 8, "merge_size": 2}
 
@@ -119,7 +127,7 @@ def check_plan(request: dict[str, Any]) -> Any:
 @given(requests())
 def test_fill_keeps_every_limit(request: dict[str, Any]) -> None:
     plan = check_plan(request)
-    assert len(plan.timestamps) <= max(1, math.floor(request["duration"] * request["sample_fps"]))
+    assert len(plan.timestamps) <= max(1, math.floor(request["duration"] * request["sample_fps"] + 1e-9))
 
 
 @given(requests())

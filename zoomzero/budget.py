@@ -170,6 +170,11 @@ def _check_limits(limits: _Limits, patch_size: int, merge_size: int) -> None:
         )
 
 
+def _num_candidates(seconds: float, sample_fps: float) -> int:
+    """floor(seconds * sample_fps), where a duration computed as frames / rate must not lose a frame to rounding."""
+    return math.floor(seconds * sample_fps + 1e-9)
+
+
 def _clip_to_video(spans: Sequence[Sequence[float]], duration: float) -> list[intervals.Span]:
     # The last instant is excluded: no frame is shown at `duration`.
     inside = [(start, end) for start, end in intervals.clip(spans, 0.0, duration) if start < duration]
@@ -187,7 +192,7 @@ def _clip_to_video(spans: Sequence[Sequence[float]], duration: float) -> list[in
 def _paper_plan(
     duration: float, height: int, width: int, sample_fps: float, zoom: list[intervals.Span] | None, limits: _Limits
 ) -> FramePlan:
-    num_candidates = max(1, math.floor(duration * sample_fps))
+    num_candidates = max(1, _num_candidates(duration, sample_fps))
     candidates = list(range(num_candidates))
     max_frames = limits.max_frames
     if zoom is not None:
@@ -251,13 +256,13 @@ def _fill_plan(
     limits: _Limits,
 ) -> FramePlan:
     planned = duration if zoom is None else intervals.total_length(zoom)
-    candidates = max(1 if zoom is None else len(zoom), math.floor(planned * sample_fps))
+    candidates = max(1 if zoom is None else len(zoom), _num_candidates(planned, sample_fps))
     context: list[intervals.Span] = []
     if zoom is not None and context_fraction:
         context = _complement(zoom, duration)
         if context:
             # Context adds frames next to the spans' own candidates; the budget then thins both alike.
-            everywhere = max(candidates, math.floor(duration * sample_fps))
+            everywhere = max(candidates, _num_candidates(duration, sample_fps))
             candidates = min(math.ceil(candidates / (1 - context_fraction)), everywhere)
     num_frames, grid = _fit(candidates, source, limits)
     if zoom is None:
