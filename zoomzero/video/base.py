@@ -14,8 +14,10 @@ import torch
 
 from zoomzero.video.table import FrameTable
 
-# Times are often computed as index / fps; a microsecond absorbs their rounding and is far below any frame's duration.
+# Times are often computed as index / fps. A microsecond absorbs their own rounding; half a tick that of the container
+# (Matroska stores 2/30 s as 67 ms). Containers whose ticks are as long as frames store such times exactly.
 TIME_TOLERANCE_SECONDS = 1e-6
+LONGEST_ROUNDING_TICK_SECONDS = 1e-3
 
 Indices = npt.NDArray[np.int64]
 Times = Sequence[float] | npt.NDArray[np.floating] | torch.Tensor
@@ -48,12 +50,17 @@ class Video(abc.ABC):
         self.duration = table.duration
         self.timestamps = table.timestamps
         self.damage = table.damage
+        tick = float(table.time_base)
+        half_tick = tick / 2 if tick <= LONGEST_ROUNDING_TICK_SECONDS else 0.0
+        self._tolerance = max(TIME_TOLERANCE_SECONDS, half_tick)
         self._plan: Indices = np.empty(0, dtype=np.int64)
         self._lock = threading.RLock()
         self._closed = False
 
     def frames_at(self, seconds: Times, coarse: str = "exact") -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
         """The frames a player shows at the given times: for each the latest frame that starts at or before it.
+
+        A time is compared after rounding to the container's ticks where those are a millisecond or shorter.
 
         Args:
             seconds: [n] times in [0, duration), any order, repeats allowed.
@@ -138,7 +145,7 @@ class Video(abc.ABC):
                 f"frames_at: seconds must be in [0, {self.duration:.6g}), got {outside[0]:.6g} for "
                 f"{self.path}; clip the times to the video"
             )
-        indices = np.searchsorted(self.timestamps, times + TIME_TOLERANCE_SECONDS, side="right") - 1
+        indices = np.searchsorted(self.timestamps, times + self._tolerance, side="right") - 1
         if coarse == "keyframes":
             keys = np.array([self.table.key_before(int(self.table.pts[i])) for i in indices], dtype=np.int64)
             indices = np.maximum(np.searchsorted(self.table.pts, keys, side="right") - 1, 0)
