@@ -336,10 +336,10 @@ def test_five_hundred_tokens_take_a_few_milliseconds() -> None:
     token_segments(ids, tokenizer)
     times = []
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.process_time()
         token_segments(ids, tokenizer)
-        times.append(time.perf_counter() - begin)
-    # Typically 2 ms; the bound leaves room for a busy machine and still fails for a decode per token.
+        times.append(time.process_time() - begin)
+    # Processor time, typically 5 ms; a decode of a prefix for every token takes above 70.
     assert sorted(times)[1] < 0.05
 
 

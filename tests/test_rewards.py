@@ -97,9 +97,9 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_text_scores_zero_at_once(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert format_reward(text) == 0.0
     assert iou_reward(text, [(0, 5)]) == 0.0
     assert answer_reward(text, "C") == 0.0
     assert zoom_reward(text, "C") == 0.0
-    assert time.perf_counter() - begin < 1.0
+    assert time.process_time() - begin < 1.0

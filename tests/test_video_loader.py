@@ -120,14 +120,14 @@ def test_it_reads_ahead_but_not_further_than_told() -> None:
 
 def test_loading_overlaps_with_the_consumer() -> None:
     def load(number: int) -> int:
-        time.sleep(0.05)
+        time.sleep(0.1)
         return number
 
     begin = time.perf_counter()
     for _ in Prefetcher(range(10), load, num_threads=1, ahead=2):
-        time.sleep(0.05)
-    # One after the other would take a second.
-    assert time.perf_counter() - begin < 0.85
+        time.sleep(0.1)
+    # One after the other would take two seconds.
+    assert time.perf_counter() - begin < 1.7
 
 
 def test_an_unreadable_video_comes_out_as_its_error_and_others_are_raised(clips: list[Path], tmp_path: Path) -> None:
