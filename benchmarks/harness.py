@@ -1,0 +1,169 @@
+"""What every benchmark shares: interleaved timing, peak memory in a fresh process, and the result file.
+
+A machine is never quiet. Candidates therefore take turns round by round, and comparisons are the median of the ratios
+within a round, which a slow minute does not bend.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+_CHECKOUT = Path(__file__).parent.parent
+_MEASURE_FLAG = "--measure-memory"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock milliseconds of one candidate; ``seconds`` keeps every round for ratios."""
+
+    median_ms: float
+    p20_ms: float
+    p80_ms: float
+    seconds: tuple[float, ...]
+
+    def speedup_of(self, other: Timing) -> float:
+        """How many times longer ``self`` took than ``other``: the median over rounds."""
+        return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The value below which ``fraction`` of the sorted values lie, by the nearest rank."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
+    """Time every candidate once a round, after ``warmup`` rounds that do not count. Results are dropped at once."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for round_index in range(warmup + rounds):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            result = run()
+            elapsed = time.perf_counter() - start
+            del result
+            if round_index >= warmup:
+                seconds[name].append(elapsed)
+    return {
+        name: Timing(
+            median_ms=statistics.median(values) * 1e3,
+            p20_ms=percentile(values, 0.2) * 1e3,
+            p80_ms=percentile(values, 0.8) * 1e3,
+            seconds=tuple(values),
+        )
+        for name, values in seconds.items()
+    }
+
+
+def copy_gigabytes_per_second(num_bytes: int = 1 << 28) -> float:
+    """Bytes read plus bytes written a second by torch's own copy on the present number of threads."""
+    source, target = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
+    timing = interleave({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
+    return 2 * num_bytes / timing.median_ms / 1e6
+
+
+def _status_kilobytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise RuntimeError(f"peak memory: /proc/self/status must hold {field}, found none; run on Linux")
+
+
+def peak_bytes_during(run: Callable[[], object]) -> int:
+    """Bytes by which the process grew at its highest while ``run`` ran, its result included."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
+    before = _status_kilobytes("VmRSS")
+    result = run()
+    after = _status_kilobytes("VmHWM")
+    del result
+    return (after - before) * 1024
+
+
+def peak_bytes(script: str, case: str) -> int:
+    """Peak memory of one case of a benchmark script, measured in a process of its own (see ``serve_memory``)."""
+    done = subprocess.run([sys.executable, script, _MEASURE_FLAG, case], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"peak memory: {script} {case} must exit with 0, got {done.returncode}: {done.stderr[-2000:]}"
+        )
+    return int(done.stdout.strip().splitlines()[-1])
+
+
+def serve_memory(measure: Callable[[str], int]) -> bool:
+    """In a process that ``peak_bytes`` started: print what ``measure(case)`` returns, and return True."""
+    if _MEASURE_FLAG not in sys.argv:
+        return False
+    print(measure(sys.argv[sys.argv.index(_MEASURE_FLAG) + 1]))
+    return True
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=_CHECKOUT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    names = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
+    return names[0].split(":", 1)[1].strip() if names else platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def write_results(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write benchmarks/results/<name>.json: the rows, and what and where they were measured."""
+    packages = ("zoomzero", "torch", "torchvision", "transformers", "trl", "triton", "numpy")
+    document = {
+        "benchmark": name,
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": {
+            "processor": _processor(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
+        "rows": list(rows),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def timing_row(timing: Timing) -> dict[str, float]:
+    """The figures of a timing that go into a result file."""
+    return {key: round(value, 4) for key, value in asdict(timing).items() if key != "seconds"}
+
+
+def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of equal keys as an aligned table."""
+    if not rows:
+        return
+    cells = [[str(key) for key in rows[0]], *[[_cell(value) for value in row.values()] for row in rows]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
