@@ -1,0 +1,169 @@
+"""Registers, spills, shared memory and theoretical occupancy of every GPU kernel, from the compilers' own output.
+
+Compiles every CUDA and Triton kernel for each architecture; no GPU takes part. Fails where a kernel spills.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from harness import print_table, write_results
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from zoomzero_kernels import _C
+from zoomzero_kernels.frame_resample import native_options
+
+CHECKOUT = Path(__file__).parent.parent
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ARCHITECTURES = (80, 90, 100)
+# CUDA C++ Programming Guide, "Technical Specifications per Compute Capability": bytes of shared memory a processor has.
+SHARED_BYTES_PER_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
+# The same on all three: warps and blocks a processor holds, its registers, and the driver's own shared bytes a block.
+WARPS, BLOCKS, REGISTERS, RESERVED_BYTES = 64, 32, 65536, 1024
+# Threads a block of the CUDA kernels, by source file (kThreads there).
+CUDA_THREADS = {"frame_resample": 256, "token_resample": 128}
+# What launches pass as compile-time constants, and warps; pointers are float32 unless named here.
+ROW_CONSTANTS = {"ALIGNED": True, "BLOCK": 2048}
+TRITON_LAUNCHES: dict[str, list[tuple[dict[str, Any], int]]] = {
+    "policy_rows_kernel": [(ROW_CONSTANTS, 4)],
+    "logp_rows_kernel": [(ROW_CONSTANTS, 4)],
+    "logp_rows_backward_kernel": [(ROW_CONSTANTS, 4)],
+    "token_advantages_kernel": [
+        ({"NORMALIZE": normalize, "BLOCK_MEMBERS": 64, "BLOCK_TOKENS": 512}, 4) for normalize in ("tokens", "rewards")
+    ],
+}
+LOGIT_POINTERS = {"logits_ptr", "grad_ptr"}
+POINTERS = {
+    "token_ids_ptr": "*i64",
+    "mask_ptr": "*u8",
+    "segments_ptr": "*u8",
+    "order_ptr": "*i64",
+    "sorted_ids_ptr": "*i64",
+    "ends_ptr": "*i64",
+    "rewards_ptr": "*fp64",
+    "credit_ptr": "*fp64",
+    "table_ptr": "*fp64",
+}
+FLOATS = {"inv_temperature", "beta", "clip_low", "clip_high", "kl_clamp", "eps"}
+
+
+def occupancy(arch: int, threads: int, registers: int, shared_bytes: int) -> float:
+    """Share of a processor's warps that can be resident; registers go to warps in units of 256."""
+    warps = threads // 32
+    by_registers = REGISTERS // (-(-registers * 32 // 256) * 256 * warps)
+    by_shared = SHARED_BYTES_PER_PROCESSOR[arch] // (shared_bytes + RESERVED_BYTES)
+    return min(WARPS // warps, BLOCKS, by_registers, by_shared) * warps / WARPS
+
+
+def resource_usage(cubin: Path) -> Iterator[tuple[str, dict[str, int]]]:
+    """(mangled name, {"REG", "STACK", "SHARED", "LOCAL"}) of every kernel in a compiled file."""
+    tool = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", str(cubin)]
+    text = subprocess.run(tool, capture_output=True, text=True, check=True).stdout
+    for name, usage in re.findall(r"Function (\S+):\s*\n\s*(.*)", text):
+        yield name, {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}
+
+
+def readable(mangled: str) -> str:
+    done = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=False)
+    name = done.stdout.strip() if done.returncode == 0 else mangled
+    return re.sub(r"^void |zoomzero::|\(anonymous namespace\)::|\((?!anonymous).*\)$", "", name)
+
+
+def frame_resample_shared_bytes() -> int:
+    """Dynamic shared memory of a launch for 32 frames of 720p to 1176x672."""
+    frames = torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(32, 720, 1280, 3)
+    out = torch.empty(0)
+    options = native_options(frames, (672, 1176), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (14, 2, 2), 1)
+    *_, shared_bytes = _C.frame_resample_launch(frames, None, out, options, 132)
+    return shared_bytes
+
+
+def row(kernel: str, arch: int, threads: int, usage: dict[str, int], dynamic_shared: int) -> dict[str, Any]:
+    # From sm_90 on the compiler's figure holds the driver's reserved bytes too, wherever a kernel uses shared memory.
+    own_shared = max(0, usage["SHARED"] - RESERVED_BYTES) if arch >= 90 else usage["SHARED"]
+    shared_bytes = own_shared + dynamic_shared
+    return {
+        "kernel": kernel,
+        "arch": f"sm_{arch}",
+        "threads": threads,
+        "registers": usage["REG"],
+        "spill_bytes": usage["STACK"] + usage["LOCAL"],
+        "shared_bytes": shared_bytes,
+        "occupancy": round(occupancy(arch, threads, usage["REG"], shared_bytes), 3),
+    }
+
+
+def cuda_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    for source in sorted((CHECKOUT / "csrc").glob("*.cu")):
+        dynamic_shared = frame_resample_shared_bytes() if source.stem == "frame_resample" else 0
+        for arch in ARCHITECTURES:
+            cubin = folder / f"{source.stem}_{arch}.cubin"
+            command = ["nvcc", "-std=c++17", "-cubin", f"-arch=sm_{arch}", f"-I{source.parent}", "-o", cubin, source]
+            subprocess.run(command, check=True)
+            for name, usage in resource_usage(cubin):
+                yield row(f"cuda {readable(name)}", arch, CUDA_THREADS[source.stem], usage, dynamic_shared)
+
+
+def triton_kernels() -> Iterator[Any]:
+    """Every launched Triton kernel: the compiled functions of triton_*.py whose names end in _kernel."""
+    for path in sorted((CHECKOUT / "zoomzero_kernels").glob("triton_*.py")):
+        module = importlib.import_module(f"zoomzero_kernels.{path.stem}")
+        for name, value in vars(module).items():
+            if isinstance(value, triton.runtime.JITFunction) and name.endswith("_kernel"):
+                yield value
+
+
+def compile_triton(kernel: Any, arch: int, constants: dict[str, Any], num_warps: int) -> Any:
+    """As a launch with bfloat16 logits compiles it."""
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            signature[name] = "*bf16" if name in LOGIT_POINTERS else POINTERS.get(name, "*fp32")
+        else:
+            signature[name] = "fp32" if name in FLOATS else "i32"
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
+
+
+def triton_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    for kernel in triton_kernels():
+        name = kernel.__name__
+        if name not in TRITON_LAUNCHES:
+            sys.exit(
+                f"kernel report: every Triton kernel must be listed in TRITON_LAUNCHES, got {name}; add its constants"
+            )
+        for constants, num_warps in TRITON_LAUNCHES[name]:
+            for arch in ARCHITECTURES:
+                compiled = compile_triton(kernel, arch, constants, num_warps)
+                cubin = folder / f"{name}_{arch}.cubin"
+                cubin.write_bytes(compiled.asm["cubin"])
+                ((_, usage),) = resource_usage(cubin)
+                label = " ".join(str(value) for value in constants.values())
+                yield row(f"triton {name} {label}", arch, 32 * num_warps, usage, compiled.metadata.shared)
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [*cuda_rows(Path(scratch)), *triton_rows(Path(scratch))]
+    print_table(rows)
+    print(f"written to {write_results('kernel_report', rows)}")
+    spilling = [f"{line['kernel']} {line['arch']}" for line in rows if line["spill_bytes"] > 0]
+    if spilling:
+        sys.exit(f"kernel report: no kernel may spill, got {spilling}; lower its registers or its tile")
+
+
+if __name__ == "__main__":
+    main()
