@@ -188,6 +188,43 @@ def test_sparse_times_jump_from_key_frame_to_key_frame(folder: Path, monkeypatch
         assert len(packets) < 60
 
 
+def test_a_request_between_the_frames_of_a_sparse_stream(folder: Path) -> None:
+    """Before a jump the decoder is emptied; what is asked for in between must not come from what it showed last."""
+    path = write_clip(folder, ClipSpec("sparse_between.mp4", num_frames=600, gop=30, b_frames=2))
+    with open_video(path) as video:
+        stream = video.stream([0.1, 10.1, 15.1], chunk=1)
+        assert numbers_in(next(stream)[0]) == [3]
+        assert numbers_in(video.frames_at([0.1, 0.2, 0.3])[0]) == [3, 6, 9]
+        assert numbers_in(next(stream)[0]) == [303]
+        assert numbers_in(video.frames_at([10.2])[0]) == [306]
+
+
+def test_vp8_frames_that_are_never_shown_are_no_frames(folder: Path, tmp_path: Path) -> None:
+    """Clearing bit 4 of a VP8 packet's first byte makes its frame a reference that is decoded and not shown."""
+    hidden = {7, 20, 21}
+    path = tmp_path / "hidden.webm"
+    with (
+        av.open(str(write_clip(folder, ClipSpec("shown.webm", codec="libvpx")))) as source,
+        av.open(str(path), "w") as container,
+    ):
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.size):
+            data = bytearray(bytes(packet))
+            if number in hidden:
+                data[0] &= ~0x10
+            copy = av.Packet(bytes(data))
+            copy.pts, copy.dts, copy.time_base = packet.pts, packet.dts, packet.time_base
+            copy.is_keyframe, copy.stream = packet.is_keyframe, stream
+            container.mux(copy)
+    shown = [number for number in range(90) if number not in hidden]
+    with open_video(path) as video:
+        assert video.num_frames == len(shown)
+        assert numbers_in(video.frames_at(video.timestamps)[0]) == shown
+        frames, starts = video.frames_at([7.5 / 30, 21.5 / 30])
+        assert numbers_in(frames) == [6, 19]
+        assert starts.tolist() == pytest.approx([6 / 30, 19 / 30], abs=1e-3)
+
+
 def test_times_that_repeat_and_an_empty_request(plain: Path) -> None:
     with open_video(plain) as video:
         frames, starts = video.frames_at([1.0, 0.5, 1.0, 1.01])
