@@ -127,18 +127,19 @@ def measure(tokens: int, vocab: int, names: tuple[str, ...], rounds: int, bandwi
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--scaling-rounds", type=int, default=3)
+    arguments = parser.parse_args()
     torch.set_num_threads(2)
     check()
     bandwidth = copy_gigabytes_per_second()
-    rows = measure(TOKENS, VOCAB, tuple(LOSSES), rounds, bandwidth)
+    rows = measure(TOKENS, VOCAB, tuple(LOSSES), arguments.rounds, bandwidth)
     inplace = peak_bytes(__file__, f"ours in place|{TOKENS}|{VOCAB}") / (TOKENS * VOCAB * 4)
     rows[0]["extra_peak_over_logits_in_place"] = round(inplace, 3)
     print_table(rows[:1])
     print_table(rows[1:])
     scaling: list[dict[str, object]] = []
     for tokens, vocab in SCALING:
-        scaling += measure(tokens, vocab, ("ours", "eager torch"), 3, bandwidth)
+        scaling += measure(tokens, vocab, ("ours", "eager torch"), arguments.scaling_rounds, bandwidth)
     print_table(scaling)
     print(f"written to {write_results('grpo_loss', [*rows, *scaling])}")
 

@@ -60,7 +60,7 @@ def trl_loss(states: Tensor, weight: Tensor, ids: Tensor, advantages: Tensor, ma
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "ours": our_loss,
-    **{f"Liger chunked, {size} sequences": partial(liger_loss, size) for size in (1, 2, 4, 8)},
+    **{f"Liger chunked, {size} sequences": partial(liger_loss, size) for size in (1, 2, 8)},
     "TRL fused head": trl_loss,
 }
 

@@ -9,7 +9,6 @@
 #include <optional>
 
 #include "bindings.h"
-#include "huge_pages.h"
 #include "policy_rows.h"
 
 namespace zoomzero {
@@ -62,7 +61,6 @@ GradientRows gradient_rows(const MaybeTensor& grad, const at::Tensor& logits) {
   TORCH_CHECK(grad->sizes() == logits.sizes() && grad->scalar_type() == logits.scalar_type() &&
                   (grad->size(2) == 1 || grad->stride(2) == 1),
               "policy_rows: grad must be like the logits with unit stride in V, got strides ", grad->strides());
-  if (grad->is_contiguous()) advise_huge_pages(grad->mutable_data_ptr(), grad->nbytes());
   return {grad->mutable_data_ptr(), grad->stride(0), grad->stride(1)};
 }
 

@@ -47,8 +47,11 @@ def run_ptx(ptxhost: ModuleType) -> Any:
 # Thread orders: ascending, descending, shuffled; a missing barrier shows as a difference between them.
 @pytest.mark.parametrize("capability", [80, 90, 120])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("vocab", "aligned"), [(101, False), (272, True)])
-def test_policy_rows_ptx(run_ptx: Any, capability: int, dtype: torch.dtype, vocab: int, aligned: bool) -> None:
+# Several blocks of few warps, aligned and not, and one block of the size that a large vocabulary gets.
+@pytest.mark.parametrize(("vocab", "aligned", "block"), [(101, False, 64), (272, True, 128), (8200, False, 8192)])
+def test_policy_rows_ptx(
+    run_ptx: Any, capability: int, dtype: torch.dtype, vocab: int, aligned: bool, block: int
+) -> None:
     case = make_case(2, 3, vocab)
     case.mask[1, 2] = False
     logits = case.logits.to(dtype)
@@ -66,7 +69,7 @@ def test_policy_rows_ptx(run_ptx: Any, capability: int, dtype: torch.dtype, voca
             run_ptx(
                 triton_policy_rows.policy_rows_kernel, (6,), source, *inputs, *outputs, target,
                 *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 1, 1, 1,
-                ALIGNED=aligned, BLOCK=128, num_warps=4, cc=capability, order=order,
+                ALIGNED=aligned, BLOCK=block, num_warps=triton_policy_rows.num_warps(block), cc=capability, order=order,
             )  # fmt: skip
             for got, want in zip(outputs, expected, strict=True):
                 torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
@@ -160,6 +163,8 @@ def spilled_bytes(cubin: bytes, tmp_path: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_compiles_without_spills(capability: int, tmp_path: Path) -> None:
+    block = triton_policy_rows.block_size(151936)
+    warps = triton_policy_rows.num_warps(block)
     rows = (
         triton_policy_rows.policy_rows_kernel,
         triton_policy_rows.logp_rows_kernel,
@@ -167,7 +172,7 @@ def test_compiles_without_spills(capability: int, tmp_path: Path) -> None:
     )
     for kernel in rows:
         for logits in ("*fp32", "*bf16"):
-            compiled = compile_kernel(kernel, capability, {"ALIGNED": True, "BLOCK": 2048}, logits, 4)
+            compiled = compile_kernel(kernel, capability, {"ALIGNED": True, "BLOCK": block}, logits, warps)
             assert spilled_bytes(compiled.asm["cubin"], tmp_path) == 0, kernel.__name__
     for normalize in ("tokens", "rewards"):
         constants = {"NORMALIZE": normalize, "BLOCK_MEMBERS": 64, "BLOCK_TOKENS": 512}
@@ -192,7 +197,7 @@ def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
     kernel = triton_policy_rows.policy_rows_kernel
     kernel.device_caches.clear()
-    constants = {"ALIGNED": False, "BLOCK": 2048, "num_warps": 4, "grid": (1,)}
+    constants = {"ALIGNED": False, "BLOCK": 8192, "num_warps": 32, "grid": (1,)}
     value, logits, ids, mask = (
         torch.zeros(64, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.uint8)
     )

@@ -20,9 +20,11 @@ from torch import Tensor
 
 from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
 
-# 16 logits a thread: ptxas keeps the running sums in registers on sm_80, 90 and 100 (larger shares spill on sm_90).
-_BLOCK = 2048
-_NUM_WARPS = 4
+# Note [One program an SM]: the second read of a row hits the L2 cache only if the rows in flight fit it. 1,024 threads
+# of more than 32 registers fill an SM with one program: 132 rows of 300 kB on an H100, in a cache of 50 MB. Eight
+# logits a thread keep the running sums in registers on sm_80, 90 and 100.
+_BLOCK = 8192
+_LOGITS_OF_THREAD = 8
 _POLICY_LENGTHS = (
     "stride_sequence", "stride_token", "grad_stride_sequence", "grad_stride_token", "num_tokens", "vocab_size",
     "has_old", "has_ref", "with_grad",
@@ -211,6 +213,11 @@ def block_size(vocab_size: int) -> int:
     return min(_BLOCK, max(triton.next_power_of_2(vocab_size), 16))
 
 
+def num_warps(block: int) -> int:
+    """Warps of a program that handles so many logits at a time; see Note [One program an SM]."""
+    return max(1, block // (32 * _LOGITS_OF_THREAD))
+
+
 def _is_aligned(*tensors: Tensor | None) -> bool:
     given = [tensor for tensor in tensors if tensor is not None]
     sizes = [size for tensor in given for size in (*tensor.stride()[:2], tensor.shape[2])]
@@ -233,6 +240,7 @@ def policy_rows(
     target = logits if grad is None else grad
     if mask.numel() == 0:
         return
+    block = block_size(logits.shape[2])
     policy_rows_kernel[(mask.numel(),)](
         logits,
         token_ids,
@@ -256,8 +264,8 @@ def policy_rows(
         int(ref_logps is not None),
         int(grad is not None),
         ALIGNED=_is_aligned(logits, grad),
-        BLOCK=block_size(logits.shape[2]),
-        num_warps=_NUM_WARPS,
+        BLOCK=block,
+        num_warps=num_warps(block),
     )
 
 
@@ -273,6 +281,7 @@ def logp_rows(
     """Launch logp_rows_kernel; logits [B, T, V] with unit stride in V, the others contiguous."""
     if mask.numel() == 0:
         return
+    block = block_size(logits.shape[2])
     logp_rows_kernel[(mask.numel(),)](
         logits,
         token_ids,
@@ -285,8 +294,8 @@ def logp_rows(
         logits.shape[2],
         1.0 / temperature,
         ALIGNED=_is_aligned(logits),
-        BLOCK=block_size(logits.shape[2]),
-        num_warps=_NUM_WARPS,
+        BLOCK=block,
+        num_warps=num_warps(block),
     )
 
 
@@ -304,6 +313,7 @@ def logp_rows_backward(
     """Launch logp_rows_backward_kernel; logits and grad with unit stride in V, the others contiguous."""
     if mask.numel() == 0:
         return
+    block = block_size(logits.shape[2])
     logp_rows_backward_kernel[(mask.numel(),)](
         logits,
         token_ids,
@@ -320,6 +330,6 @@ def logp_rows_backward(
         1.0 / temperature,
         int(grad_entropy is not None),
         ALIGNED=_is_aligned(logits, grad),
-        BLOCK=block_size(logits.shape[2]),
-        num_warps=_NUM_WARPS,
+        BLOCK=block,
+        num_warps=num_warps(block),
     )
