@@ -90,18 +90,21 @@ def check(dtype: torch.dtype) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    arguments = parser.parse_args()
     torch.set_num_threads(2)
     bandwidth = copy_gigabytes_per_second()
     rows = []
-    for dtype_name, dtype in DTYPES.items():
+    for dtype_name in arguments.dtypes:
+        dtype = DTYPES[dtype_name]
         check(dtype)
         tokens, grad = make_inputs(NUM_SLICES, dtype)
         timings = interleave(
             {name: functools.partial(forward_and_backward, name, tokens, grad, NUM_SLICES) for name in CANDIDATES},
-            rounds=rounds,
+            rounds=arguments.rounds,
         )
         moved = 2 * (tokens.nbytes + grad.nbytes)  # forward reads one and writes the other, backward the reverse
+        del tokens, grad  # the memory measurements below make their own
         for name, timing in timings.items():
             rows.append(
                 {
@@ -114,7 +117,6 @@ def main() -> None:
                     "extra_peak_megabytes": round(peak_bytes(__file__, f"{name}|{dtype_name}") / 1e6, 2),
                 }
             )
-        del tokens, grad
     print_table(rows)
     print(f"written to {write_results('token_resample', rows)}")
 

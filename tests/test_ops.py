@@ -59,3 +59,10 @@ def test_documents_shapes_and_errors(name: str) -> None:
     documentation = getattr(zoomzero_kernels, name).__doc__ or ""
     for section in ("Args:", "Returns:", "Raises:"):
         assert section in documentation, f"{name}: docstring has no {section}"
+
+
+@pytest.mark.parametrize("name", public_ops())
+def test_has_a_benchmark(name: str, checkout: Path) -> None:
+    # a log-probability op is timed inside the benchmark of the loss that it is the forward half of
+    stem = {"selective_logps": "grpo_loss", "linear_selective_logps": "linear_grpo_loss"}.get(name, name)
+    assert (checkout / "benchmarks" / f"bench_{stem}.py").is_file()
