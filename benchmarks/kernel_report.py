@@ -108,8 +108,8 @@ def cuda_rows(folder: Path) -> Iterator[dict[str, Any]]:
         dynamic_shared = frame_resample_shared_bytes() if source.stem == "frame_resample" else 0
         for arch in ARCHITECTURES:
             cubin = folder / f"{source.stem}_{arch}.cubin"
-            command = ["nvcc", "-std=c++17", "-cubin", f"-arch=sm_{arch}", f"-I{source.parent}", "-o", cubin, source]
-            subprocess.run(command, check=True)
+            command = ["nvcc", "-std=c++17", "-cubin", f"-arch=sm_{arch}", f"-I{source.parent}"]
+            subprocess.run([*command, "-o", str(cubin), str(source)], check=True)
             for name, usage in resource_usage(cubin):
                 yield row(f"cuda {readable(name)}", arch, CUDA_THREADS[source.stem], usage, dynamic_shared)
 
