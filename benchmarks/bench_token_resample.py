@@ -70,12 +70,13 @@ def make_inputs(num_slices: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def measure_memory(case: str) -> int:
-    """Peak memory of "<candidate>|<dtype>" above tokens, result and gradients."""
+    """Peak memory of "<candidate>|<dtype>|<slices>" above tokens, result and gradients."""
     torch.set_num_threads(2)
-    name, dtype = case.split("|")
+    name, dtype, slices = case.split("|")
+    num_slices = int(slices)
     forward_and_backward(name, *make_inputs(1, DTYPES[dtype]), 1)
-    tokens, grad = make_inputs(NUM_SLICES, DTYPES[dtype])
-    return peak_bytes_during(lambda: forward_and_backward(name, tokens, grad, NUM_SLICES)) - tokens.nbytes - grad.nbytes
+    tokens, grad = make_inputs(num_slices, DTYPES[dtype])
+    return peak_bytes_during(lambda: forward_and_backward(name, tokens, grad, num_slices)) - tokens.nbytes - grad.nbytes
 
 
 def check(dtype: torch.dtype) -> None:
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument("--slices", type=int, default=NUM_SLICES, help="fewer for a machine with little memory or time")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     bandwidth = copy_gigabytes_per_second()
@@ -98,9 +100,12 @@ def main() -> None:
     for dtype_name in arguments.dtypes:
         dtype = DTYPES[dtype_name]
         check(dtype)
-        tokens, grad = make_inputs(NUM_SLICES, dtype)
+        tokens, grad = make_inputs(arguments.slices, dtype)
         timings = interleave(
-            {name: functools.partial(forward_and_backward, name, tokens, grad, NUM_SLICES) for name in CANDIDATES},
+            {
+                name: functools.partial(forward_and_backward, name, tokens, grad, arguments.slices)
+                for name in CANDIDATES
+            },
             rounds=arguments.rounds,
         )
         moved = 2 * (tokens.nbytes + grad.nbytes)  # forward reads one and writes the other, backward the reverse
@@ -108,13 +113,15 @@ def main() -> None:
         for name, timing in timings.items():
             rows.append(
                 {
-                    "case": f"{NUM_SLICES} x {HEIGHT}x{WIDTH} to {HEIGHT // 2}x{WIDTH // 2}, D={DIM}, {dtype_name}",
+                    "case": f"{arguments.slices} x {HEIGHT}x{WIDTH} to {HEIGHT // 2}x{WIDTH // 2}, D={DIM}, {dtype_name}",
                     "candidate": name,
                     **timing_row(timing),
                     "times_ours": round(timing.speedup_of(timings["ours"]), 3),
                     "gigabytes_per_second": round(moved / timing.median_ms / 1e6, 2),
                     "copy_gigabytes_per_second": round(bandwidth, 2),
-                    "extra_peak_megabytes": round(peak_bytes(__file__, f"{name}|{dtype_name}") / 1e6, 2),
+                    "extra_peak_megabytes": round(
+                        peak_bytes(__file__, f"{name}|{dtype_name}|{arguments.slices}") / 1e6, 2
+                    ),
                 }
             )
     print_table(rows)
