@@ -110,10 +110,11 @@ def main() -> None:
         )
         moved = 2 * (tokens.nbytes + grad.nbytes)  # forward reads one and writes the other, backward the reverse
         del tokens, grad  # the memory measurements below make their own
+        target = f"{HEIGHT // 2}x{WIDTH // 2}"
         for name, timing in timings.items():
             rows.append(
                 {
-                    "case": f"{arguments.slices} x {HEIGHT}x{WIDTH} to {HEIGHT // 2}x{WIDTH // 2}, D={DIM}, {dtype_name}",
+                    "case": f"{arguments.slices} x {HEIGHT}x{WIDTH} to {target}, D={DIM}, {dtype_name}",
                     "candidate": name,
                     **timing_row(timing),
                     "times_ours": round(timing.speedup_of(timings["ours"]), 3),
