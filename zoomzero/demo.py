@@ -187,6 +187,8 @@ def _print_outcome(examples: Sequence[Example], summary: Mapping[str, Any]) -> N
         ("zoom_accuracy", "accuracy, zoomed"),
     ):
         print(f"{name:24}{summary['before'][key]:8.3f}{summary['after'][key]:8.3f}")
+    for problem in check_outcome(summary):
+        print(f"Not what a run of the usual size gives: {problem}")
     print(f"\n{summary['seconds']:.0f} seconds. Open {summary['report']}")
 
 

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -100,7 +100,7 @@ class ZoomZero:
             path = tiny_checkpoint()
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         chosen = dtype or ("auto" if target.type == "cuda" else torch.float32)
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=chosen)
+        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=chosen)
         return cls(model.to(target).eval(), load_processor(path))
 
     def answer(

@@ -125,11 +125,12 @@ class VideoInputs:
         self.tokenizer = tokenizer
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()
-        self.video_token_id = tokenizer.convert_tokens_to_ids(VIDEO_PAD)
-        if self.video_token_id in (None, tokenizer.unk_token_id):
+        vocabulary = tokenizer.get_vocab()
+        if VIDEO_PAD not in vocabulary:
             raise ValueError(
                 f"VideoInputs: the tokenizer must have the token {VIDEO_PAD}; use a Qwen-VL checkpoint's own"
             )
+        self.video_token_id: int = vocabulary[VIDEO_PAD]
 
     def __call__(
         self,
@@ -263,10 +264,11 @@ class VideoInputs:
                         f"question and options must not contain the special token {token}; got {text!r:.80}"
                     )
         prompts = self.settings.prompts
-        text = prompts.zoom_text(question, options) if zoomed else prompts.coarse_text(question, options)
-        message: dict[str, Any] = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": text}]}
+        texts = prompts.zoom_text(question, options) if zoomed else prompts.coarse_text(question, options)
+        first, last = ([{"type": "text", "text": text}] if text else [] for text in texts)
+        message: dict[str, Any] = {"role": "user", "content": [*first, {"type": "video"}, *last]}
         rendered = self.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        before, placeholder, after = rendered.partition(VIDEO_PAD)
+        before, placeholder, after = str(rendered).partition(VIDEO_PAD)
         if not placeholder:
             raise ValueError(
                 f"the tokenizer's chat template gives no {VIDEO_PAD} for a video part; use a Qwen-VL template"

@@ -35,7 +35,7 @@ Answer with the letter of the right option only."""
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Templates with the placeholders $question and $options.
+    """Templates with the placeholders $question, $options and, at most once, $video (the video comes first without it).
 
     coarse: asks for an answer and spans; thinking says whether its format has a <think> element; zoom: asks for the
     letter alone.
@@ -50,15 +50,21 @@ class Prompts:
         """The variant without reasoning: answer and spans at once."""
         return Prompts(coarse=_DIRECT, thinking=False)
 
-    def coarse_text(self, question: str, options: Sequence[str]) -> str:
+    def coarse_text(self, question: str, options: Sequence[str]) -> tuple[str, str]:
+        """The text before and after the video in the coarse pass."""
         return _fill(self.coarse, question, options)
 
-    def zoom_text(self, question: str, options: Sequence[str]) -> str:
+    def zoom_text(self, question: str, options: Sequence[str]) -> tuple[str, str]:
+        """The text before and after the video in the zoom pass."""
         return _fill(self.zoom, question, options)
 
 
-def _fill(template: str, question: str, options: Sequence[str]) -> str:
-    """Template.substitute, unlike str.format, gives a template from a checkpoint no access to attributes."""
+def _fill(template: str, question: str, options: Sequence[str]) -> tuple[str, str]:
+    """The template split at the video and filled.
+
+    Split first, so that a question cannot move the video; Template, unlike str.format, gives a template from a
+    checkpoint no access to attributes.
+    """
     if not question.strip():
         raise ValueError("question must not be empty; write what is asked about the video")
     if not 2 <= len(options) <= len(OPTION_LETTERS):
@@ -66,4 +72,7 @@ def _fill(template: str, question: str, options: Sequence[str]) -> str:
             f"options must be 2 to {len(OPTION_LETTERS)} texts, got {len(options)}; list the possible answers"
         )
     lines = [f"({letter}) {text}" for letter, text in zip(OPTION_LETTERS, options, strict=False)]
-    return Template(template).safe_substitute(question=question.strip(), options="\n".join(lines))
+    before, found, after = template.partition("$video")
+    values = {"question": question.strip(), "options": "\n".join(lines)}
+    parts = (before, after) if found else ("", template)
+    return Template(parts[0]).safe_substitute(values), Template(parts[1]).safe_substitute(values)

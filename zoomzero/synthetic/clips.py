@@ -180,7 +180,7 @@ def _render_all(
             request = Path(scratch) / f"{number}.json"
             payload = {"directory": str(folder.resolve()), "specs": [dataclasses.asdict(spec) for spec in job]}
             request.write_text(json.dumps(payload))
-            errors = (Path(scratch) / f"{number}.err").open("w+")
+            errors: IO[str] = (Path(scratch) / f"{number}.err").open("w+")
             with request.open() as stdin:
                 command = [sys.executable, "-P", render.__file__]
                 running.append(

@@ -33,11 +33,12 @@ class WordHead(nn.Module):
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, word_ids: Sequence[int]) -> None:
         super().__init__()
-        self.register_buffer("words", model.get_input_embeddings().weight[list(word_ids)].detach().clone())
+        embeddings = torch.as_tensor(model.get_input_embeddings().weight)
+        self._words = embeddings.detach()[list(word_ids)].clone()
         self.nothing = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.nothing.expand(len(features), 1), features @ self.words.T], dim=1)
+        return torch.cat([self.nothing.expand(len(features), 1), features @ self._words.T], dim=1)
 
 
 class ReadingLesson:

@@ -25,6 +25,9 @@ import numpy as np
 # Changing anything that changes pixels must change this number: it is part of the cache key of every clip.
 RENDERER_VERSION = 1
 
+# x264's adaptive quantisation and macroblock tree make equal frames into different files now and then.
+ENCODER_OPTIONS = {"preset": "veryfast", "crf": "20", "x264-params": "aq-mode=0:mbtree=0"}
+
 # The world is laid out on a canvas of 64 x 64 units and scaled to the frame size.
 CANVAS = 64
 SIGN_SIDE = 22  # units; a glyph of 5x7 dots of 2 units and a rim
@@ -112,18 +115,34 @@ def write_clip(spec: ClipSpec, path: Path) -> None:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     try:
         with av.open(str(partial), "w", options={"fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=spec.fps, options={"preset": "veryfast", "crf": "20"})
+            stream = container.add_stream("libx264", rate=spec.fps, options=ENCODER_OPTIONS)
             stream.width = stream.height = spec.size
             stream.pix_fmt = "yuv420p"
             stream.time_base = Fraction(1, spec.fps)
             stream.codec_context.thread_count = 1
             stream.codec_context.gop_size = 4 * spec.fps
-            for pixels in draw_frames(spec):
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            for index, pixels in enumerate(draw_frames(spec)):
+                frame = av.VideoFrame.from_ndarray(_yuv420p(pixels), format="yuv420p")
+                frame.pts = index
+                container.mux(stream.encode(frame))
             container.mux(stream.encode())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _yuv420p(pixels: np.ndarray) -> np.ndarray:
+    """RGB uint8 [h, w, 3] to planar YUV 4:2:0 uint8 [3 * h / 2, w]: BT.601, limited range, chroma of the mean of 2x2.
+
+    FFmpeg's converter gives equal frames different chroma now and then, and so different files.
+    """
+    height, width, _ = pixels.shape
+    rgb = pixels.astype(np.int32)
+    luma = (rgb @ np.array([66, 129, 25]) + 128 >> 8) + 16
+    quads = rgb.reshape(height // 2, 2, width // 2, 2, 3).sum(axis=(1, 3))
+    chroma = (quads @ np.array([[-38, 112], [-74, -94], [112, -18]]) + 512 >> 10) + 128
+    planes = [luma.ravel(), chroma[..., 0].ravel(), chroma[..., 1].ravel()]
+    return np.concatenate(planes).astype(np.uint8).reshape(height * 3 // 2, width)
 
 
 def _periodic_texture(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -41,9 +41,10 @@ _WORDS = (
 TINY_SETTINGS = ZoomSettings(
     coarse=PassSettings(budget_tokens=32, sample_fps=2.0, max_frames=64, min_frame_tokens=1),
     zoom=PassSettings(budget_tokens=32, sample_fps=4.0, max_frames=4, min_frame_tokens=1),
+    # The question comes first: frames that follow it can be compared with it as they are read.
     prompts=Prompts(
-        coarse="$question\n$options\nAnswer with evidence.",
-        zoom="$question\n$options\nAnswer with the letter.",
+        coarse="$question$video$options\nAnswer with evidence.",
+        zoom="$question$video$options\nAnswer with the letter.",
     ),
 )
 TINY_GEOMETRY = VisionGeometry(patch_size=8, merge_size=2, temporal_patch_size=2)
@@ -105,13 +106,13 @@ def tiny_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    model.generation_config.eos_token_id = config.text_config.eos_token_id
-    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    model.generation_config.eos_token_id = model.config.get_text_config().eos_token_id
+    model.generation_config.pad_token_id = model.config.get_text_config().pad_token_id
     return model.eval()
 
 
 def _tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
-    token_id = tokenizer.convert_tokens_to_ids
+    vocabulary = tokenizer.get_vocab()
     text: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
@@ -145,9 +146,9 @@ def _tiny_config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=token_id(IMAGE_PAD),
-        video_token_id=token_id(VIDEO_PAD),
-        vision_start_token_id=token_id(VISION_START),
-        vision_end_token_id=token_id(VISION_END),
+        image_token_id=vocabulary[IMAGE_PAD],
+        video_token_id=vocabulary[VIDEO_PAD],
+        vision_start_token_id=vocabulary[VISION_START],
+        vision_end_token_id=vocabulary[VISION_END],
         tie_word_embeddings=True,
     )

@@ -58,8 +58,14 @@ def score(
     zoom, num_prompts = [0.0] * len(rows), 0
     if scorer is not None:
         zoom, num_prompts = _zoom_rewards(encoder, scorer, rows, spans, zoom_batch_size)
+    thinking = encoder.processor.settings.prompts.thinking
     rewards = [
-        (format_reward(text), zoomed, iou_reward(text, _pairs(row["spans"])), answer_reward(text, row["answer"]))
+        (
+            format_reward(text, thinking=thinking),
+            zoomed,
+            iou_reward(text, _pairs(row["spans"])),
+            answer_reward(text, row["answer"]),
+        )
         for row, text, zoomed in zip(rows, texts, zoom, strict=True)
     ]
     return Scores(torch.tensor(rewards, dtype=torch.float32), spans, num_prompts)

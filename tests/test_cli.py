@@ -1,0 +1,93 @@
+"""The command line as a user types it, in a process of its own where that matters."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoomzero.cli import main
+from zoomzero.synthetic import make_clips
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    make_clips(folder, 2, seed=31)
+    return folder
+
+
+def _clip(folder: Path) -> str:
+    return str(next(folder.glob("*.mp4")))
+
+
+def test_answer_prints_both_passes_and_the_evidence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["answer", _clip(folder), "Which letter is on the red sign?", "--options", *"ABCD"])
+    output = capsys.readouterr().out
+    assert status == 0
+    assert "64 frames of 16x16, 32 visual tokens" in output
+    assert "zoom pass" in output
+    assert "evidence: " in output
+    assert "answer: (" in output
+
+
+def test_answer_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["answer", _clip(folder), "Which letter is on the blue sign?", "--options", *"ABCD", "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["letter"] in "ABCD"
+    assert [look["name"] for look in answer["passes"]] == ["coarse", "zoom"]
+
+
+def test_eval_prints_and_writes_figures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "deep" / "figures.json"
+    annotations = str(folder / "annotations.json")
+    assert main(["eval", annotations, "--max-new-tokens", "40", "--out", str(out)]) == 0
+    assert "mIoU" in capsys.readouterr().out
+    assert json.loads(out.read_text())["metrics"]["num_samples"] == 4
+
+
+def test_train_writes_a_checkpoint_that_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained"
+    command = ["train", str(folder / "annotations.json"), "--out", str(out), "--steps", "2", "--prompts", "2"]
+    assert main([*command, "--rollouts", "2", "--max-new-tokens", "40"]) == 0
+    capsys.readouterr()
+    assert main(["answer", _clip(folder), "Which letter?", "--options", *"ABCD", "--model", str(out)]) == 0
+    assert "answer: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["answer", "absent.mp4", "what?", "--options", "a", "b"], "absent.mp4"),
+        (["eval", "absent.json"], "absent.json"),
+        (["report", "absent"], "run `zoomzero demo` first"),
+        (["bench", "--folder", "absent"], "no benchmarks there"),
+        (["demo", "--steps", "0"], "steps must be at least 1, got 0"),
+    ],
+)
+def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_bad_question_is_one_clear_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["answer", _clip(folder), "what?", "--options", "only"]) == 1
+    assert "options must be 2 to 6 texts, got 1" in capsys.readouterr().err
+
+
+def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
+    code = "import sys, zoomzero.cli; zoomzero.cli._parser(); print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "torch" in output
+    assert "GPU: " in output
