@@ -15,7 +15,7 @@ PACKAGES = (
     ("nvidia-dali-cuda130", "reading video on the GPU", "video"),
     ("transformers", "models", "train"),
     ("trl", "training", "train"),
-    ("torchvision", "the report's pictures", "train"),
+    ("pillow", "the report's pictures", "train"),
     ("cupy-cuda13x", "kernels compiled at run time", "jit"),
 )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 from collections.abc import Sequence
 
 import torch
 from markupsafe import Markup, escape
+from PIL import Image
 
 Span = tuple[float, float]
 
@@ -68,8 +70,6 @@ def curve(title: str, values: Sequence[float], window: int = 8) -> Markup:
 
 def strip(frames: torch.Tensor, columns: int) -> str:
     """Frames uint8 [n, h, w, 3] side by side in rows of `columns`, as a PNG data URL."""
-    from torchvision.io import encode_png
-
     count, height, width, _ = frames.shape
     rows = math.ceil(count / columns)
     gap = 1
@@ -77,8 +77,9 @@ def strip(frames: torch.Tensor, columns: int) -> str:
     for index, frame in enumerate(frames.cpu()):
         y, x = divmod(index, columns)
         sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = frame
-    png = encode_png(sheet.permute(2, 0, 1).contiguous(), compression_level=9)
-    return "data:image/png;base64," + base64.b64encode(bytes(png.numpy())).decode()
+    png = io.BytesIO()
+    Image.fromarray(sheet.numpy()).save(png, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
 def _ticks(duration: float) -> list[float]:
