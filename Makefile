@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 EXTRAS := dev,train,video
 NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*)
-SOURCES := zoomzero zoomzero_kernels benchmarks build_backend
+TYPED := zoomzero zoomzero_kernels build_backend
 
 .PHONY: setup demo test lint bench kernel-report sanitize tiny clean
 
@@ -35,7 +35,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(SOURCES)
+	$(BIN)/mypy $(TYPED)
 
 bench: setup
 	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
