@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 for an error that is the input's, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.handler
+    # The bars shown are our own; transformers' bar over the weights would stand between answers.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from zoomzero.video import VideoError
 
     try:
