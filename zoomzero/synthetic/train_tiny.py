@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--tight", type=Path, default=Path("runs/tiny/tight"), help="folder of the tight checkpoint")
     parser.add_argument("--num-clips", type=int, default=2000)
     parser.add_argument("--reading-steps", type=int, default=600)
-    parser.add_argument("--answering-steps", type=int, default=600)
+    parser.add_argument("--answering-steps", type=int, default=700)
     parser.add_argument("--padded-steps", type=int, default=150)
     parser.add_argument("--vision", type=Path, help="take the vision tower of this checkpoint instead of stage 0")
     options = parser.parse_args()
