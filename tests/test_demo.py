@@ -27,6 +27,7 @@ def test_demo_leaves_its_summary_checkpoint_and_page(tmp_path: Path) -> None:
         assert all(0 <= value <= 1 for value in summary[label].values())
     page = Path(summary["report"]).read_text()
     assert page.count('class="card"') == 3
+    assert "Chosen, not drawn at random" in page
     assert page.count("data:image/png;base64,") == 9
     assert page.count('<svg class="curve"') == 6
     assert len(json.loads((tmp_path / "run" / "history.json").read_text())) == 2
@@ -57,6 +58,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         before={"figure": 0.1},
         after={"figure": 0.2},
         table_note=HOSTILE,
+        examples_note=HOSTILE,
         curves={HOSTILE: [0.1, float("nan"), 0.3]},
         examples=[Example(sample, answer, answer)],
         facts=[(HOSTILE, HOSTILE)],

@@ -25,6 +25,11 @@ NUM_VERBOSE = 3
 MIN_MIOU_GAIN = 0.10
 MIN_ZOOM_GAIN = 0.40
 
+EXAMPLES_NOTE = (
+    "Chosen, not drawn at random: questions that the start model got wrong come first, for they are what training is "
+    "for. The table counts all questions."
+)
+
 # Shown titles of the training curves, by the trainer's metric names.
 CURVES = {
     "reward": "total reward",
@@ -165,6 +170,7 @@ def _report(
             f"{options.num_test} held-out questions on real H.264 files; four options, so chance is 0.25. Trained for "
             f"{options.steps} steps of {options.num_prompts} prompts x {options.num_rollouts} rollouts."
         ),
+        examples_note=EXAMPLES_NOTE,
         curves={title: [entry[name] for entry in history if name in entry] for name, title in CURVES.items()},
         examples=examples,
         facts=[("seconds in all", f"{seconds:.0f}"), ("checkpoint", str(options.out / "checkpoint"))],
@@ -172,6 +178,7 @@ def _report(
 
 
 def _print_outcome(examples: Sequence[Example], summary: Mapping[str, Any]) -> None:
+    print(f"\n{EXAMPLES_NOTE}")
     for example in examples:
         print(f"\n{example.sample.question}  (right: {example.sample.answer}, shown {_seconds(example.sample.spans)})")
         for label, answer in (("before", example.before), ("after", example.after)):

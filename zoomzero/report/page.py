@@ -30,7 +30,8 @@ class Example:
 class Report:
     """Contents of the page.
 
-    before, after: figures by their shown names; curves: series by their shown titles, one value a training step;
+    before, after: figures by their shown names; examples_note: how the examples were chosen;
+    curves: series by their shown titles, one value a training step;
     facts: (name, value) pairs about the run.
     """
 
@@ -39,6 +40,7 @@ class Report:
     before: Mapping[str, float]
     after: Mapping[str, float]
     table_note: str
+    examples_note: str
     curves: Mapping[str, Sequence[float]]
     examples: Sequence[Example]
     facts: Sequence[tuple[str, str]]
@@ -52,6 +54,7 @@ def write_page(report: Report, path: str | Path) -> Path:
         lead=report.lead,
         table=[{"name": name, "before": report.before[name], "after": report.after[name]} for name in report.before],
         table_note=report.table_note,
+        examples_note=report.examples_note,
         curves=[curve(title, values) for title, values in report.curves.items() if values],
         examples=[_example(example) for example in report.examples],
         facts=report.facts,

@@ -172,7 +172,7 @@ def _padded(spans: Sequence[tuple[float, float]], duration: float, rng: random.R
 def learn_to_read(
     model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, clips: Sequence[Clip], steps: int
 ) -> dict[str, float]:
-    """Stage 0. Returns the share of letters and colours read rightly in the last steps."""
+    """Stage 0. Returns the shares of letters and colours read rightly in the last training batch."""
     lesson = ReadingLesson(model, processor, clips)
     rng = random.Random(0)
     optimizer, schedule = _optimizer(lesson.parameters(), steps, 6e-3, weight_decay=0.0)
