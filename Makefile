@@ -7,7 +7,7 @@ EXTRAS := dev,train,video
 NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*)
 TYPED := zoomzero zoomzero_kernels build_backend
 
-.PHONY: setup demo test lint bench kernel-report sanitize tiny clean
+.PHONY: setup demo test test-rivals lint bench kernel-report sanitize tiny clean
 
 setup: $(VENV)/.project
 
@@ -31,6 +31,10 @@ demo: setup
 
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Against verl and Liger, in an environment of their own beside .venv's packages.
+test-rivals: setup
+	.ci/rivals.sh
 
 lint: setup
 	$(BIN)/ruff check .

@@ -45,15 +45,17 @@ def token_adv(
     A prompt with one response keeps mean 0 and standard deviation 1. Returns advantages and returns: the same tensor.
     """
     groups, valid = _group_ids(index, token_level_rewards.device), response_mask.bool()
-    advantages = torch.zeros_like(token_level_rewards, dtype=torch.float32)
-    for group in groups.unique():
-        members = groups == group
-        values = token_level_rewards[members][valid[members]].double()
-        mean, deviation = values.new_zeros(()), values.new_ones(())
-        if int(members.sum()) > 1 and values.numel() > 1:
-            mean, deviation = values.mean(), values.std()
-        standard = (token_level_rewards[members].double() - mean) / (deviation + epsilon)
-        advantages[members] = torch.where(valid[members], standard, 0.0).float()
+    # float64: sums of equal float32 rewards are exact, so a prompt whose rewards are all equal gives exactly 0.
+    values = torch.where(valid, token_level_rewards, 0.0).double()
+    totals = values.new_zeros(groups.shape[0], 3)
+    totals.index_add_(0, groups, torch.stack([valid.sum(-1), values.sum(-1), torch.ones_like(values[:, 0])], dim=1))
+    num_tokens, sums, num_responses = totals.unbind(1)
+    alone = (num_responses < 2) | (num_tokens < 2)
+    mean = torch.where(alone, 0.0, sums / num_tokens.clamp(min=1))
+    centred = torch.where(valid, values - mean[groups].unsqueeze(1), 0.0)
+    squares = torch.zeros_like(sums).index_add_(0, groups, centred.square().sum(-1))
+    deviation = torch.where(alone, 1.0, (squares / (num_tokens - 1).clamp(min=1)).sqrt())
+    advantages = (centred / (deviation[groups].unsqueeze(1) + epsilon)).float()
     return advantages, advantages
 
 
@@ -72,18 +74,18 @@ def policy_loss(
         raise ValueError("policy_loss: verl must pass the actor's config, got None; check the version of verl")
     low = config.clip_ratio if config.clip_ratio_low is None else config.clip_ratio_low
     high = config.clip_ratio if config.clip_ratio_high is None else config.clip_ratio_high
-    ratio = (log_prob - old_log_prob).exp()
-    unclipped = ratio * advantages
-    bounded = ratio.clamp(1 - low, 1 + high) * advantages
+    # Padding may hold anything, and what is multiplied by 0 afterwards would still turn NaN into a NaN gradient.
+    valid = response_mask.bool()
+    ratio = torch.where(valid, log_prob - old_log_prob, 0.0).exp()
+    credit = torch.where(valid, advantages, 0.0)
+    unclipped = ratio * credit
+    bounded = ratio.clamp(1 - low, 1 + high) * credit
     token_loss = -torch.minimum(unclipped, bounded)
     if rollout_is_weights is not None:
-        token_loss = token_loss * rollout_is_weights
-    # Where the mask is 0 the padding may hold anything; verl's aggregation multiplies by the mask.
-    token_loss = torch.where(response_mask.bool(), token_loss, 0.0)
+        token_loss = token_loss * torch.where(valid, rollout_is_weights, 0.0)
     loss = agg_loss(
         loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **config.global_batch_info
     )
-    valid = response_mask.bool()
     clipped = ((bounded < unclipped) & valid).sum() / valid.sum().clamp(min=1)
     return loss, {"actor/pg_clipfrac": clipped.detach().item()}
 
