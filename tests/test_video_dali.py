@@ -12,6 +12,8 @@ import torch
 from video_files import ClipSpec, numbers_in, write_clip
 
 from zoomzero.video import Video, VideoError, open_video
+from zoomzero.video.guarded import GuardedVideo
+from zoomzero.video.pyav import PyAVVideo
 
 pytest.importorskip("nvidia.dali", reason="needs nvidia-dali-cuda130")
 
@@ -76,23 +78,40 @@ def test_a_codec_beyond_the_device_names_codec_and_file(folder: Path) -> None:
         open_video(path, backend="dali", device="cpu")
 
 
+# With a time limit, the process that opened the file goes on to decode it.
+@pytest.mark.parametrize("time_limit", [None, 60.0])
 def test_auto_falls_back_to_pyav_and_says_so(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, time_limit: float | None
 ) -> None:
     path = write_clip(folder, ClipSpec("fallback.mp4"))
     from zoomzero.video import dali
 
     original = dali.DaliVideo.__init__
 
-    def on_the_cpu(self: dali.DaliVideo, source: Path, options: object, device: torch.device) -> None:
-        original(self, source, options, torch.device("cpu"))  # type: ignore[arg-type]
+    def on_the_cpu(self: dali.DaliVideo, source: Path, probe: PyAVVideo, device: torch.device) -> None:
+        original(self, source, probe, torch.device("cpu"))
 
     monkeypatch.setattr(dali.DaliVideo, "__init__", on_the_cpu)
-    with caplog.at_level(logging.INFO, logger="zoomzero.video"), open_video(path, device="cuda") as video:
+    caplog.set_level(logging.INFO, logger="zoomzero.video")
+    with open_video(path, device="cuda", time_limit=time_limit) as video:
         assert video.backend == "pyav"
+        assert isinstance(video, PyAVVideo if time_limit is None else GuardedVideo)
         assert numbers_in(video.frames_at([1.0])[0]) == [30]
     assert len(caplog.records) == 1
     assert "DALI cannot decode h264" in caplog.text
+
+
+def test_a_time_limit_guards_the_opening_and_dali_decodes(folder: Path, tmp_path: Path) -> None:
+    path = write_clip(folder, CLIPS[0])
+    with open_video(path, backend="dali", device="cpu", time_limit=60) as video:
+        assert video.backend == "dali"
+        assert numbers_in(video.frames_at([2.0, 0.1])[0]) == [60, 3]
+    text = tmp_path / "text.mp4"
+    text.write_text("not a film\n" * 100)
+    with pytest.raises(VideoError, match=r"text\.mp4: not a video file"):
+        open_video(text, backend="dali", device="cpu", time_limit=60)
+    with pytest.raises(VideoError, match="DALI cannot decode h264 on the cpu"):
+        open_video(write_clip(folder, ClipSpec("guarded.mp4")), backend="dali", device="cpu", time_limit=60)
 
 
 def test_without_a_gpu_auto_is_pyav(folder: Path) -> None:

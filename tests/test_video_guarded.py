@@ -101,5 +101,3 @@ def test_many_threads_share_the_process(clip: Path) -> None:
 def test_bad_arguments(clip: Path) -> None:
     with pytest.raises(ValueError, match="time_limit must be positive seconds, got 0"):
         open_video(clip, time_limit=0)
-    with pytest.raises(ValueError, match="time_limit guards the PyAV back end only, got backend 'dali'"):
-        open_video(clip, backend="dali", time_limit=1)

@@ -32,12 +32,16 @@ def open_video(
     Args:
         source: path, bytes or seekable binary file object.
         backend: "pyav" decodes on the CPU; "dali" on the GPU, or on the CPU for VP8, VP9 and motion JPEG; "auto" is
-            DALI where a GPU and DALI are there and it can decode the file, else PyAV (said in the log).
+            DALI where a GPU and DALI are there and it can decode the file, else PyAV (said in the log). Frames are
+            turned and mirrored as the file says; pixels that are not square stay as they are stored (an anamorphic
+            720x576 gives frames of 720x576).
         device: where DALI decodes and leaves frames; None is the current GPU, or the CPU without one. PyAV's frames are
             on the CPU always.
-        time_limit: None decodes in this process. A number of seconds (DEFAULT_TIME_LIMIT_SECONDS is usual) decodes with
-            PyAV in another process that is killed when it gives no sign of life for that long: for files one does not
-            trust, which can hang or crash a decoder.
+        time_limit: None reads in this process. A number of seconds (DEFAULT_TIME_LIMIT_SECONDS is usual) is for files
+            one does not trust, which can hang or crash a decoder: PyAV then works in another process, which is killed
+            when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table read and its
+            first frame decoded in that process first; DALI itself cannot be stopped, so backend "pyav" is the one that
+            is guarded throughout.
         num_threads: decoder threads on the CPU; 0 lets FFmpeg choose.
         max_pixels: files that claim a larger width * height are refused.
 
@@ -53,21 +57,29 @@ def open_video(
     options = OpenOptions(num_threads, max_pixels)
     if backend not in ("auto", "dali", "pyav"):
         raise ValueError(f"open_video: backend must be 'auto', 'pyav' or 'dali', got {backend!r}; 'auto' chooses")
-    if time_limit is not None:
-        if backend == "dali":
-            raise ValueError("open_video: time_limit guards the PyAV back end only, got backend 'dali'; leave one out")
-        return GuardedVideo(source, options, time_limit)
-    if backend == "pyav":
-        return PyAVVideo(source, options)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if backend == "auto" and (target.type == "cpu" or importlib.util.find_spec("nvidia.dali") is None):
-        return PyAVVideo(source, options)
+    has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+    tries_dali = backend == "dali" or (backend == "auto" and target.type != "cpu" and has_dali)
+    probe = PyAVVideo(source, options) if time_limit is None else GuardedVideo(source, options, time_limit)
+    if not tries_dali:
+        return probe
+    try:
+        return _with_dali(source, probe, target, keep_probe=backend == "auto")
+    except BaseException:
+        probe.close()
+        raise
+
+
+def _with_dali(source: Source, probe: PyAVVideo | GuardedVideo, target: torch.device, *, keep_probe: bool) -> Video:
+    """The video decoded by DALI; where that cannot be, `probe` itself if it may be kept, else VideoError."""
     from zoomzero.video.dali import DaliVideo
 
     try:
-        return DaliVideo(source, options, target)
+        video = DaliVideo(source, probe, target)
     except VideoError as error:
-        if backend == "dali":
+        if not keep_probe:
             raise
         log.info("%s; reading it with PyAV", error)
-        return PyAVVideo(source, options)
+        return probe
+    probe.close()
+    return video

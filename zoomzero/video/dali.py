@@ -6,7 +6,7 @@ with frame numbers only. Three of its habits are guarded against:
 
 - an index past the end gives a black frame unless pad_mode is "none", and with an edit list even then: indices come
   from the frame table alone, and opening checks that DALI reaches the table's last frame;
-- rotation is ignored: it is applied here;
+- rotation and mirroring are ignored: they are applied here;
 - a codec it cannot decode is reported by the decoder's number: the name is added here.
 """
 
@@ -25,8 +25,9 @@ import torch
 
 from zoomzero.video.base import Indices, Video
 from zoomzero.video.errors import VideoError
+from zoomzero.video.guarded import GuardedVideo
 from zoomzero.video.pyav import PyAVVideo
-from zoomzero.video.source import OpenOptions, Source
+from zoomzero.video.source import Source
 
 # 32 frames of 1080p are 200 MB.
 CHUNK_FRAMES = 32
@@ -44,16 +45,18 @@ def _load_dali() -> ModuleType:
 
 
 class DaliVideo(Video):
-    """Video decoded by DALI on one device. See `Video` for the interface; frames are on `device`."""
+    """Video decoded by DALI on one device. See `Video` for the interface; frames are on `device`.
+
+    probe: the same file opened with PyAV, for its frame table and orientation; it stays the caller's.
+    """
 
     backend = "dali"
 
-    def __init__(self, source: Source, options: OpenOptions, device: torch.device) -> None:
+    def __init__(self, source: Source, probe: PyAVVideo | GuardedVideo, device: torch.device) -> None:
         self._dali = _load_dali()
         self.device = device
-        with PyAVVideo(source, options) as probe:
-            super().__init__(probe.path, probe.table, probe.codec, probe.fps, (probe.height, probe.width))
-            self._turns = probe.turns
+        super().__init__(probe.path, probe.table, probe.codec, probe.fps, (probe.height, probe.width))
+        self._orientation = probe.orientation
         self._mapping: mmap.mmap | None = None
         self._encoded = self._dali.as_tensor(self._content(source))
         try:
@@ -92,7 +95,7 @@ class DaliVideo(Video):
             raise VideoError(self.path, f"DALI cannot decode {self.codec} on the {target}: {cause}") from error
         if len(frames) != len(indices):
             raise VideoError(self.path, f"DALI gave {len(frames)} frames for {len(indices)} asked for")
-        return torch.rot90(frames, self._turns, (1, 2)) if self._turns else frames
+        return self._orientation.tensor(frames)
 
     def _allocate(self, count: int) -> torch.Tensor:
         return torch.empty((count, self.height, self.width, 3), dtype=torch.uint8, device=self.device)

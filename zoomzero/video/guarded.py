@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from zoomzero.video.base import Indices, Video
 from zoomzero.video.errors import VideoError
+from zoomzero.video.orientation import Orientation
 from zoomzero.video.source import OpenOptions, Source, check_source, source_name
 from zoomzero.video.table import FrameTable
 
@@ -169,6 +170,7 @@ class GuardedVideo(Video):
         self._spooled: tempfile._TemporaryFileWrapper[bytes] | None = None
         self._file = self._local_file(source)
         header, table = self._open()
+        self.orientation = Orientation(**header["orientation"])
         super().__init__(self.path, table, header["codec"], header["fps"], (header["height"], header["width"]))
 
     def _local_file(self, source: Source) -> str:

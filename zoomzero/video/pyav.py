@@ -32,6 +32,7 @@ from av.video.reformatter import VideoReformatter
 
 from zoomzero.video.base import Indices, Video
 from zoomzero.video.errors import READ_ERRORS, VideoError
+from zoomzero.video.orientation import Orientation
 from zoomzero.video.source import OpenOptions, Source, open_container, source_name, video_stream
 from zoomzero.video.table import FrameTable, average_fps, decode_table, read_table
 
@@ -81,13 +82,12 @@ class PyAVVideo(Video):
             self._container.close()
             raise
         self._droppable = codec in DROPPABLE_CODECS and not self.table.untimed
-        self.turns = round(first.rotation / 90) % 4
+        self.orientation = Orientation.of(first)
         self._coded_size = first.height, first.width
         # One converter a file: a frame's own to_ndarray builds a new one, with its threads, for every frame.
         self._reformatter = VideoReformatter()
         self._warned = False
-        height, width = self._coded_size[::-1] if self.turns % 2 else self._coded_size
-        super().__init__(self.path, self.table, codec, fps, (height, width))
+        super().__init__(self.path, self.table, codec, fps, self.orientation.shown_size(*self._coded_size))
 
     def _read_table(self) -> FrameTable:
         table = read_table(self._container, self._stream, self.path)
@@ -274,7 +274,7 @@ class PyAVVideo(Video):
         height, width = self._coded_size
         converted = self._reformatter.reformat(frame, width, height, "rgb24")
         rgb: npt.NDArray[np.uint8] = converted.to_ndarray()  # type: ignore[assignment]
-        return np.rot90(rgb, self.turns) if self.turns else rgb
+        return self.orientation.pixels(rgb)
 
     def _release(self) -> None:
         self._frames = iter(())

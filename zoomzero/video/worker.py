@@ -3,8 +3,8 @@
 Messages are a line of JSON, then the raw bytes it announces; nothing that comes from a video is ever unpickled.
 
     {"op": "open", "id": i, "path": p, "num_threads": n, "max_pixels": m}
-        -> {"codec", "fps", "height", "width", "time_base", "end_pts", "damage", "untimed", "num_pts", "num_keys"},
-           int64 pts, int64 key_pts
+        -> {"codec", "fps", "height", "width", "orientation", "time_base", "end_pts", "damage", "untimed", "num_pts",
+           "num_keys"}, int64 pts, int64 key_pts
     {"op": "read", "id": i, "indices": [...], "plan": [...] or null for the plan of the last read}
         -> for each index {"start": seconds, "shape": [h, w, 3]} and the pixels
     {"op": "close", "id": i} -> {}
@@ -14,6 +14,7 @@ An answer {"error": reason} stands for a VideoError.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -47,6 +48,7 @@ class _Server:
         table = video.table
         header = {
             "codec": video.codec, "fps": video.fps, "height": video.height, "width": video.width,
+            "orientation": dataclasses.asdict(video.orientation),
             "time_base": [table.time_base.numerator, table.time_base.denominator], "end_pts": table.end_pts,
             "damage": table.damage, "untimed": table.untimed, "num_pts": len(table.pts), "num_keys": len(table.key_pts),
         }  # fmt: skip
