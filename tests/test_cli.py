@@ -1,6 +1,8 @@
 """The command line as a user types it, in a process of its own where that matters."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +44,28 @@ def test_answer_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_eval_prints_and_writes_figures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "figures.json"
     annotations = str(folder / "annotations.json")
-    assert main(["eval", annotations, "--max-new-tokens", "40", "--out", str(out)]) == 0
+    run = tmp_path / "run"
+    command = ["eval", annotations, "--max-new-tokens", "40", "--out", str(out), "--run", str(run)]
+    assert main(command) == 0
     assert "mIoU" in capsys.readouterr().out
     assert json.loads(out.read_text())["metrics"]["num_samples"] == 4
+    assert len((run / "answers.jsonl").read_text().splitlines()) == 4
+    assert not (run / "skipped.jsonl").exists()
+
+
+def test_eval_skips_unreadable_videos_and_stops_above_the_limit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    Path(_clip(copy)).write_text("not a video")
+    run = tmp_path / "run"
+    command = ["eval", str(copy / "annotations.json"), "--max-new-tokens", "2", "--run", str(run)]
+    assert main([*command, "--time-limit", "0"]) == 1
+    assert "more than max_skipped_fraction=0.05 allows; see" in capsys.readouterr().err
+    assert main([*command, "--max-skipped-fraction", "0.5"]) == 0
+    assert re.search(r"num_skipped +2\.000", capsys.readouterr().out)
+    assert len((run / "skipped.jsonl").read_text().splitlines()) >= 3
 
 
 def test_train_writes_a_checkpoint_that_answers(

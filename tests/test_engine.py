@@ -1,11 +1,13 @@
 """Answering with a real model on real files: two passes, their bookkeeping, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from zoomzero import ZoomZero
+from zoomzero import engine as engine_module
 from zoomzero.engine import Query
 from zoomzero.synthetic import make_clips
 from zoomzero.synthetic.clips import Clip
@@ -83,6 +85,26 @@ def test_answering_leaves_the_model_unchanged(engine: ZoomZero, clips: list[Clip
     before = [value.clone() for value in engine.model.parameters()]
     engine.answer_batch([Query(clips[0].path, "Which letter is on the red sign?", OPTIONS)] * 2, max_new_tokens=4)
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
+
+
+def test_questions_on_one_video_read_its_frame_table_once(
+    engine: ZoomZero, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(engine_module, "open_video", lambda path: opened.append(path) or open_video(path))
+    fresh = ZoomZero(engine.model, engine.processor)
+    queries = [Query(clips[i].path, question.question, OPTIONS) for i in (0, 1) for question in clips[i].questions]
+    together = fresh.answer_batch(queries, max_new_tokens=40)
+    again = [fresh.answer(q.video, q.question, q.options, max_new_tokens=40) for q in queries]
+    assert opened == [str(clips[0].path), str(clips[1].path)]
+    assert [(a.letter, a.spans) for a in together] == [(a.letter, a.spans) for a in again]
+
+
+def test_answers_are_json(engine: ZoomZero, clips: list[Clip]) -> None:
+    answer = engine.answer(clips[0].path, "Which letter?", OPTIONS, max_new_tokens=4, keep_frames=True)
+    written = json.loads(json.dumps(answer.as_dict()))
+    assert written["letter"] == answer.letter
+    assert [look["num_frames"] for look in written["passes"]] == [64, 4]
 
 
 def test_bad_arguments_are_refused(engine: ZoomZero, clips: list[Clip], tmp_path: Path) -> None:

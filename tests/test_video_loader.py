@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -169,6 +170,22 @@ def test_stopping_early_leaves_no_thread_behind() -> None:
     assert len(taken) <= 12
 
 
+def test_what_was_loaded_and_not_taken_is_given_back(clips: list[Path]) -> None:
+    videos: list[Video] = []
+
+    def load(path: Path) -> Video:
+        videos.append(open_video(path))
+        return videos[-1]
+
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.closing(iter(Prefetcher(clips, load, ahead=4, discard=Video.close))) as loaded:
+        _, first = next(loaded)
+    assert not is_closed(first)
+    assert sum(is_closed(video) for video in videos) == len(videos) - 1
+    first.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_reading_videos_ahead_leaks_no_handles(clips: list[Path]) -> None:
     def load(path: Path) -> list[int]:
         with open_video(path) as video:
@@ -201,5 +218,12 @@ def test_skipped_samples_are_written_down_until_there_are_too_many(tmp_path: Pat
     lines = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
     assert lines[1] == {"sample": "q2", "path": "ü.mp4", "reason": "no such file"}
     assert len(lines) == log.num_skipped == 3
+    log.record("q3", VideoError("c.mp4", "broken"))  # seen already: neither counted nor written
+    assert log.num_skipped == 3
+    assert len(log.file.read_text(encoding="utf-8").splitlines()) == 3
+    counting = SkipLog(None, 3, 0.5)
+    counting.record("q", VideoError("a.mp4", "broken"))
+    with pytest.raises(VideoError, match=r"2 of 3 samples have no readable video.*=0\.5 allows$"):
+        counting.record("q", VideoError("b.mp4", "broken"))
     with pytest.raises(ValueError, match=r"max_skipped_fraction must be in \[0, 1\], got 5"):
         SkipLog(tmp_path / "x", 10, 5)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,20 +86,7 @@ def _answer(options: argparse.Namespace) -> int:
             video, options.question, options.options, strategy=options.strategy, budget_tokens=options.budget_tokens
         )
     if options.json:
-        passes = [
-            {
-                "name": look.name,
-                "num_frames": len(look.plan.timestamps),
-                "size": list(look.plan.size),
-                "num_tokens": look.plan.num_tokens,
-                "text": look.text,
-                "letter": look.letter,
-                "confidence": look.confidence,
-            }
-            for look in answer.passes
-        ]
-        result = {"letter": answer.letter, "spans": answer.spans, "confidence": answer.confidence}
-        print(json.dumps({**result, "passes": passes, "timings": answer.timings}, indent=1))
+        print(json.dumps(answer.as_dict(), indent=1))
         return 0
     for look in answer.passes:
         height, width = look.plan.size
@@ -174,7 +162,23 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument("--limit", type=int, help="only the first so many questions")
     evaluate.add_argument("--device", help="cpu, cuda, ...")
     evaluate.add_argument("--out", type=Path, help="also write the figures as JSON")
+    evaluate.add_argument(
+        "--run", type=Path, help="folder of answers.jsonl and skipped.jsonl (runs/eval/ and the time of the start)"
+    )
+    _add_video_limits(evaluate)
     evaluate.set_defaults(handler=_eval)
+
+
+def _add_video_limits(command: Any) -> None:
+    command.add_argument(
+        "--max-skipped-fraction", type=float, default=0.05, metavar="SHARE",
+        help="stop when the videos of more than this share of the questions are unreadable (%(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--time-limit", type=float, default=120.0, metavar="SECONDS",
+        help="stop a decoder that gives no sign of life for so long and skip its video; 0 decodes in this process "
+        "(%(default)g)",
+    )  # fmt: skip
 
 
 def _eval(options: argparse.Namespace) -> int:
@@ -187,6 +191,8 @@ def _eval(options: argparse.Namespace) -> int:
     from zoomzero.evaluation import Prediction, evaluate, nextgqa_metrics
 
     engine = ZoomZero.from_pretrained(options.model, options.device)
+    run = options.run or Path("runs/eval") / time.strftime("%Y%m%d-%H%M%S")
+    print(f"answers and skipped samples: {run}", file=sys.stderr)
     with tqdm(total=len(samples), unit="question") as bar:
         result = evaluate(
             engine,
@@ -195,6 +201,9 @@ def _eval(options: argparse.Namespace) -> int:
             budget_tokens=options.budget_tokens,
             batch_size=options.batch_size,
             max_new_tokens=options.max_new_tokens,
+            max_skipped_fraction=options.max_skipped_fraction,
+            time_limit=options.time_limit or None,
+            run_folder=run,
             on_progress=lambda done, _: bar.update(done - bar.n),
         )
     predictions = [None if answer is None else Prediction(answer.letter, answer.spans) for answer in result.answers]

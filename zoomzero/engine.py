@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
@@ -17,7 +19,8 @@ from zoomzero.intervals import clip, merge
 from zoomzero.modeling import EncodedPrompt, encode_prompts, use_segment_attention
 from zoomzero.prompts import OPTION_LETTERS
 from zoomzero.responses import ANSWER, Response, parse, token_segments
-from zoomzero.video import Video, open_video
+from zoomzero.video import Video, VideoError, open_video
+from zoomzero.video.cache import VideoCache
 
 if TYPE_CHECKING:
     from transformers import Qwen2_5_VLForConditionalGeneration
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 Span = tuple[float, float]
 
 STRATEGIES = ("single", "coarse_to_fine")
+
+# Videos an engine keeps open for the next question on them.
+MAX_IDLE_VIDEOS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +74,63 @@ class Answer:
     passes: list[Pass]
     timings: dict[str, float]
 
+    def as_dict(self) -> dict[str, Any]:
+        """The answer in JSON's types, frames left out."""
+        passes = [
+            {
+                "name": look.name,
+                "num_frames": len(look.plan.timestamps),
+                "size": list(look.plan.size),
+                "num_tokens": look.plan.num_tokens,
+                "text": look.text,
+                "letter": look.letter,
+                "confidence": look.confidence,
+            }
+            for look in self.passes
+        ]
+        result = {"letter": self.letter, "spans": [list(span) for span in self.spans], "confidence": self.confidence}
+        return {**result, "passes": passes, "timings": self.timings}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A video that is open and read for the coarse pass; all queries on it share it. Close it when they are answered.
+
+    video: the open video; coarse: what the coarse pass sees; budget_tokens: visual tokens a pass (None: the
+    checkpoint's own); seconds: what reading took; num_queries: how many queries share that time.
+    """
+
+    video: Video
+    coarse: EncodedVideo
+    budget_tokens: int | None
+    seconds: float
+    num_queries: int
+    _resources: contextlib.ExitStack
+
+    def close(self) -> None:
+        """Give the video back to the cache it came from; one that was passed in open stays open."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.__exit__(kind, error, trace)
+
 
 class ZoomZero:
-    """A Qwen2.5-VL model with its processor, ready to answer; see `from_pretrained`."""
+    """A Qwen2.5-VL model with its processor, ready to answer; see `from_pretrained`.
+
+    The last few videos asked about stay open, so that further questions on them read no frame table again.
+    """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs) -> None:
         use_segment_attention(model)
         self.model = model
         self.processor = processor
+        self._videos = VideoCache(open_video, MAX_IDLE_VIDEOS)
 
     @classmethod
     def from_pretrained(
@@ -144,25 +199,80 @@ class ZoomZero:
         max_new_tokens: int = 512,
         keep_frames: bool = False,
     ) -> list[Answer]:
-        """Answer several questions with one forward a pass for all of them; arguments as `answer`."""
-        if strategy not in STRATEGIES:
-            raise ValueError(f"answer: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}; choose one")
+        """Answer several questions with one forward a pass for all of them; arguments as `answer`.
+
+        A video that several of them ask about is opened and read for the coarse pass once.
+        """
+        _check_strategy(strategy)
+        sources = [query.video if isinstance(query.video, Video) else os.fspath(query.video) for query in queries]
+        with contextlib.ExitStack() as stack:
+            readings = {
+                source: stack.enter_context(self.read(source, budget_tokens, num_queries=sources.count(source)))
+                for source in dict.fromkeys(sources)
+            }
+            asked = [(query, readings[source]) for query, source in zip(queries, sources, strict=True)]
+            results = self.answer_readings(asked, strategy, max_new_tokens=max_new_tokens, keep_frames=keep_frames)
+        answers = []
+        for result in results:
+            if isinstance(result, VideoError):
+                raise result
+            answers.append(result)
+        return answers
+
+    def read(
+        self,
+        video: Video | str | os.PathLike[str],
+        budget_tokens: int | None = None,
+        *,
+        num_queries: int = 1,
+        videos: VideoCache | None = None,
+    ) -> Reading:
+        """Open a video and read what the coarse pass sees of it. May be called in another thread, to read ahead.
+
+        Args:
+            video: path of a video, or an open one (which stays open).
+            budget_tokens: visual tokens a pass; the checkpoint's own unless told.
+            num_queries: queries that will share the reading; each is charged its share of the time.
+            videos: where paths are opened and opened videos are kept; the engine's own unless told.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
         if budget_tokens is not None and budget_tokens < 1:
             raise ValueError(
                 f"answer: budget_tokens must be at least 1, got {budget_tokens}; leave it out for the default"
             )
-        work = [_Work(query, self.processor, budget_tokens, keep_frames) for query in queries]
-        try:
+        started = time.perf_counter()
+        cache = self._videos if videos is None else videos
+        with contextlib.ExitStack() as stack:
+            opened = video if isinstance(video, Video) else stack.enter_context(cache.use(video))
+            coarse = self.processor.encode(opened, self.processor.plan(opened, budget_tokens=budget_tokens))
+            seconds = time.perf_counter() - started
+            return Reading(opened, coarse, budget_tokens, seconds, num_queries, stack.pop_all())
+
+    def answer_readings(
+        self,
+        asked: Sequence[tuple[Query, Reading]],
+        strategy: str = "coarse_to_fine",
+        *,
+        max_new_tokens: int = 512,
+        keep_frames: bool = False,
+    ) -> list[Answer | VideoError]:
+        """Answer queries whose videos are read already; arguments as `answer`, the queries' own videos are not opened.
+
+        Returns:
+            For each query its answer, or why the frames of its zoom pass cannot be read; the others do not suffer.
+        """
+        _check_strategy(strategy)
+        work = [_Work(query, reading, self.processor, keep_frames) for query, reading in asked]
+        if work:
             self._coarse_pass(work, max_new_tokens)
-            if strategy == "coarse_to_fine":
-                self._zoom_pass(work)
-        finally:
-            for item in work:
-                item.close()
-        return [item.answer() for item in work]
+        if strategy == "coarse_to_fine":
+            self._zoom_pass(work)
+        return [item.result() for item in work]
 
     def _coarse_pass(self, work: Sequence[_Work], max_new_tokens: int) -> None:
-        prompts = self._encode(work, [item.look(None) for item in work], zoomed=False)
+        prompts = self._encode(work, [item.reading.coarse for item in work], zoomed=False)
         tokenizer = self.processor.tokenizer
         options = SamplingOptions(
             max_new_tokens=max_new_tokens,
@@ -183,7 +293,11 @@ class ZoomZero:
             item.finish_coarse(text, response, confidence)
 
     def _zoom_pass(self, work: Sequence[_Work]) -> None:
-        prompts = self._encode(work, [item.look(item.spans) for item in work], zoomed=True)
+        looks = [(item, video) for item in work if (video := item.zoom_look()) is not None]
+        if not looks:
+            return
+        work = [item for item, _ in looks]
+        prompts = self._encode(work, [video for _, video in looks], zoomed=True)
         started = time.perf_counter()
         logps = next_token_logps(self.model, prompts)
         _share_time(work, "generate", started)
@@ -217,46 +331,58 @@ class ZoomZero:
 class _Work:
     """State of one query while it is answered."""
 
-    def __init__(self, query: Query, processor: VideoInputs, budget_tokens: int | None, keep_frames: bool) -> None:
+    def __init__(self, query: Query, reading: Reading, processor: VideoInputs, keep_frames: bool) -> None:
         self.query = query
-        self.timings: dict[str, float] = {"read": 0.0, "encode": 0.0, "generate": 0.0}
+        self.reading = reading
+        share = reading.seconds / reading.num_queries
+        self.timings: dict[str, float] = {"read": share, "encode": 0.0, "generate": 0.0}
         self.spans: tuple[Span, ...] = ()
-        self._processor, self._budget_tokens, self._keep_frames = processor, budget_tokens, keep_frames
-        self._video = query.video if isinstance(query.video, Video) else open_video(query.video)
+        self._processor, self._keep_frames = processor, keep_frames
         self._passes: list[Pass] = []
-        self._plan: FramePlan | None = None
-        self._frames: torch.Tensor | None = None
+        self._zoomed: tuple[FramePlan, torch.Tensor | None] | None = None
+        self._error: VideoError | None = None
 
-    def look(self, spans: tuple[Span, ...] | None) -> EncodedVideo:
-        """Read the frames of a pass: of the whole video for None, else inside the spans."""
+    def zoom_look(self) -> EncodedVideo | None:
+        """Read the frames inside the spans; None if they cannot be read, which is then the result."""
         started = time.perf_counter()
-        plan = self._processor.plan(self._video, spans, budget_tokens=self._budget_tokens)
-        encoded = self._processor.encode(self._video, plan)
-        self._plan = plan
-        self._frames = self._processor.seen_frames(encoded) if self._keep_frames else None
-        self.timings["read"] += time.perf_counter() - started
+        video = self.reading.video
+        try:
+            plan = self._processor.plan(video, self.spans, budget_tokens=self.reading.budget_tokens)
+            encoded = self._processor.encode(video, plan)
+        except VideoError as error:
+            self._error = error
+            return None
+        finally:
+            self.timings["read"] += time.perf_counter() - started
+        self._zoomed = plan, self._frames(encoded)
         return encoded
 
     def finish_coarse(self, text: str, response: Response, confidence: float) -> None:
         letters = list(OPTION_LETTERS[: len(self.query.options)])
         letter = response.answer if response.answer in letters else None
-        self.spans = tuple(merge(clip(response.spans, 0.0, self._video.duration)))
-        self._finish("coarse", text, letter, confidence if letter else 0.0)
+        self.spans = tuple(merge(clip(response.spans, 0.0, self.reading.video.duration)))
+        coarse = self.reading.coarse
+        look = Pass("coarse", coarse.plan, text, letter, confidence if letter else 0.0, self._frames(coarse))
+        self._passes.append(look)
 
     def finish_zoom(self, letter: str, confidence: float) -> None:
-        self._finish("zoom", letter, letter, confidence)
+        if self._zoomed is not None:
+            plan, frames = self._zoomed
+            self._passes.append(Pass("zoom", plan, letter, letter, confidence, frames))
 
-    def _finish(self, name: str, text: str, letter: str | None, confidence: float) -> None:
-        if self._plan is not None:
-            self._passes.append(Pass(name, self._plan, text, letter, confidence, self._frames))
+    def _frames(self, seen: EncodedVideo) -> torch.Tensor | None:
+        return self._processor.seen_frames(seen) if self._keep_frames else None
 
-    def answer(self) -> Answer:
+    def result(self) -> Answer | VideoError:
+        if self._error is not None:
+            return self._error
         last = self._passes[-1]
         return Answer(last.letter, self.spans, last.confidence, self._passes, self.timings)
 
-    def close(self) -> None:
-        if self._video is not self.query.video:
-            self._video.close()
+
+def _check_strategy(strategy: str) -> None:
+    if strategy not in STRATEGIES:
+        raise ValueError(f"answer: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}; choose one")
 
 
 def _share_time(work: Sequence[_Work], step: str, started: float) -> None:
