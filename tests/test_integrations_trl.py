@@ -12,8 +12,17 @@ import torch
 pytest.importorskip("trl")
 
 from datasets import Dataset
+from peft import LoraConfig
+from tiny_qwen import END_TOKEN, PATCH_COLUMNS, START_TOKEN, random_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from zoomzero.integrations.trl import FusedGRPOLossMixin
@@ -25,24 +34,32 @@ class FusedTrainer(FusedGRPOLossMixin, GRPOTrainer):
     pass
 
 
-def make_trainer(folder: Path, trainer: type[GRPOTrainer] = FusedTrainer, **options: Any) -> GRPOTrainer:
+def make_model() -> Qwen2ForCausalLM:
+    """One random layer, float32."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=2, pad_token_id=VOCAB - 2, **sizes)
+    return Qwen2ForCausalLM(config).float()
+
+
+def make_trainer(
+    folder: Path, model: PreTrainedModel | None = None, peft_config: LoraConfig | None = None, **options: Any
+) -> GRPOTrainer:
     """A trainer of a tiny random model; nothing is downloaded."""
     words = {f"w{i}": i for i in range(VOCAB - 2)} | {"<pad>": VOCAB - 2, "<eos>": VOCAB - 1}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=2, pad_token_id=VOCAB - 2, **sizes)
     arguments = GRPOConfig(
         output_dir=str(folder), per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
         gradient_accumulation_steps=2, use_cpu=True, bf16=False, report_to=[], logging_steps=1, max_steps=1,
         epsilon=0.2, epsilon_high=0.28, **options,
     )  # fmt: skip
-    return trainer(
-        model=Qwen2ForCausalLM(config).float(),
+    return FusedTrainer(
+        model=model or make_model(),
         reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
         args=arguments,
+        peft_config=peft_config,
         train_dataset=Dataset.from_list([{"prompt": f"w{i} w{i + 1}"} for i in range(16)]),
         processing_class=fast,
     )
@@ -72,10 +89,21 @@ def loss_and_gradient(trainer: GRPOTrainer, method: Any, inputs: dict[str, Any])
     trainer.model.zero_grad()
     loss = method(trainer, trainer.model, copy.deepcopy(inputs))
     loss.backward()
-    return loss.detach(), [parameter.grad.clone() for parameter in trainer.model.parameters()]
+    return loss.detach(), [x.grad.clone() for x in trainer.model.parameters() if x.requires_grad]
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def assert_equals_trl(trainer: GRPOTrainer, inputs: dict[str, Any]) -> torch.Tensor:
+    """Loss and gradients of all trained parameters, as TRL's own method gives them."""
+    ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, inputs)
+    theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+    return ours
+
+
+# All loss types that the mixin takes; at both levels, with advantages (B,) and (B, T).
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_equals_trl(loss_type: str, level: str, tmp_path: Path) -> None:
     options = {"loss_type": loss_type, "importance_sampling_level": level, "temperature": 0.8}
@@ -83,15 +111,101 @@ def test_equals_trl(loss_type: str, level: str, tmp_path: Path) -> None:
     # Set late: with beta in the configuration TRL would load a reference model from a checkpoint.
     trainer.beta = 0.05
     for per_token in (False, True):
-        inputs = make_inputs(per_token)
-        ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, inputs)
-        theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, inputs)
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        for mine, other in zip(our_grads, their_grads, strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+        assert_equals_trl(trainer, make_inputs(per_token))
         metrics = trainer._metrics["train"]
         for name in ("kl", "entropy") + (("clip_ratio/region_mean",) if level == "token" else ()):
             assert metrics[name][-2] == pytest.approx(metrics[name][-1], abs=1e-5), name
+
+
+def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, beta=0.0)
+    inputs = make_inputs(True)
+    inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
+    inputs["tool_mask"][0, 2:4] = 0
+    assert_equals_trl(trainer, inputs)
+    del inputs["old_per_token_logps"]
+    assert_equals_trl(trainer, inputs)
+    trainer.model.eval()
+    with torch.no_grad():
+        ours = FusedTrainer._compute_loss(trainer, trainer.model, inputs)
+        torch.testing.assert_close(ours, GRPOTrainer._compute_loss(trainer, trainer.model, inputs))
+
+
+def test_the_head_sees_one_position_a_sequence(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, beta=0.0)
+    shapes: list[torch.Size] = []
+    trainer.model.lm_head.register_forward_hook(lambda module, arguments, output: shapes.append(output.shape))
+    loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
+    assert shapes == [(4, 1, VOCAB)]
+    assert not trainer.model.lm_head._forward_pre_hooks
+
+
+def test_equals_trl_where_the_model_caps_its_logits(tmp_path: Path) -> None:
+    """The head alone would give other logits: the model's own must be used, from the first batch on."""
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
+        num_key_value_heads=2, pad_token_id=VOCAB - 2, final_logit_softcapping=0.5, initializer_range=0.3,
+    )  # fmt: skip
+    trainer = make_trainer(tmp_path, model=Gemma2ForCausalLM(config).float(), beta=0.0)
+    for seed in (0, 1):
+        assert_equals_trl(trainer, make_inputs(True, seed))
+    trainer.args.cast_lm_head_to_fp32 = True
+    with pytest.raises(ValueError, match="cast_lm_head_to_fp32 needs a plain linear head"):
+        FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(True))
+
+
+def test_equals_trl_with_a_low_rank_adapter(tmp_path: Path) -> None:
+    adapter = LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    trainer = make_trainer(tmp_path, peft_config=adapter, beta=0.0)
+    assert_equals_trl(trainer, make_inputs(True))
+
+
+def test_equals_trl_where_an_adapter_replaces_the_head(tmp_path: Path) -> None:
+    adapter = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], r=2, init_lora_weights=False)
+    trainer = make_trainer(tmp_path, peft_config=adapter, beta=0.0)
+    assert type(trainer.model.get_output_embeddings()) is not torch.nn.Linear
+    assert_equals_trl(trainer, make_inputs(True))
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_mixed_precision(cast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast the head multiplies in bfloat16, or in float32 where GRPOConfig asks for that."""
+    trainer = make_trainer(tmp_path, beta=0.0, cast_lm_head_to_fp32=cast)
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
+    ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
+    theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, make_inputs(True))
+    # bfloat16 keeps 8 bits; with the head in float32 only the layers below it, the same in both, are rounded.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5 if cast else 5e-3, atol=1e-6)
+    for mine, other in zip(our_grads, their_grads, strict=True):
+        torch.testing.assert_close(mine, other, rtol=5e-2, atol=5e-4)
+
+
+def test_equals_trl_with_images(tmp_path: Path) -> None:
+    """Two prompts with one image each of unequal size: positions of the text depend on what the image tokens are."""
+    trainer = make_trainer(tmp_path, model=random_model().train(), beta=0.0)
+    image_token = trainer.model.config.image_token_id
+    grids = [(1, 4, 6), (1, 4, 4)]
+    prompts = []
+    for _, height, width in grids:
+        image = [START_TOKEN, *[image_token] * (height * width // 4), END_TOKEN]
+        prompts.append([0] * (8 - len(image)) + image + [7, 11])
+    prompt_ids = torch.tensor(prompts)
+    generator = torch.Generator().manual_seed(0)
+    inputs = {key: value[:2] for key, value in make_inputs(True).items() if value.dim() == 2}
+    types = torch.cat([(prompt_ids == image_token).long(), torch.zeros_like(inputs["completion_ids"])], dim=1)
+    inputs |= {
+        "prompt_ids": prompt_ids,
+        "prompt_mask": (prompt_ids != 0).long(),
+        "mm_token_type_ids": types,
+        "pixel_values": torch.randn(sum(h * w for _, h, w in grids), PATCH_COLUMNS, generator=generator),
+        "image_grid_thw": torch.tensor(grids),
+        "num_images": [1, 1],
+        "num_items_in_batch": torch.tensor(9.0),
+    }
+    ours = assert_equals_trl(trainer, inputs)
+    blind, _ = loss_and_gradient(trainer, FusedTrainer._compute_loss, {**inputs, "mm_token_type_ids": None})
+    assert not torch.allclose(blind, ours, rtol=1e-5, atol=1e-6)
 
 
 def test_trains(tmp_path: Path) -> None:
@@ -104,7 +218,7 @@ def test_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "cispo"}, "unsupported loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo"),
+        ({"loss_type": "cispo"}, "unsupported loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo, luspo"),
         ({"delta": 2.0}, "the fused loss has no delta"),
         ({"top_entropy_quantile": 0.5}, "the fused loss has no top_entropy_quantile"),
     ],

@@ -15,24 +15,73 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import GRPOLossOutput, grpo_loss
+from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
 from zoomzero_kernels.grpo_options import LOSS_TYPES
 
 # What TRL feeds to the model beside ids and mask, for text and for images with one tensor a batch.
-_MODEL_INPUTS = ("pixel_values", "image_grid_thw", "pixel_attention_mask", "image_sizes", "token_type_ids")
+_MODEL_INPUTS = (
+    "pixel_values",
+    "image_grid_thw",
+    "image_position_ids",
+    "pixel_attention_mask",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+)
+# The sum over each sequence, averaged over the sequences: "dr_grpo" with a length of one.
+_LUSPO = "luspo"
+
+
+class HeadProbe:
+    """Takes the hidden states that reach a language-model head, and lets the head see one position a sequence only.
+
+    Note [Inside the head]: the loss is computed in a hook of the head, while the model's own forward runs. There the
+    wrappers' work is done (PEFT's adapters, DDP, sharded weights gathered), and the logits of all positions are never
+    made. The last position, which predicts nothing, still passes through, so that the output shows whether the model
+    changes its logits after the head (a scale, a soft cap), which a loss computed in front of it would miss.
+    """
+
+    def __init__(self, head: torch.nn.Linear, loss: Any) -> None:
+        self._head, self._loss = head, loss
+        self.output: GRPOLossOutput | None = None
+        self.last_logits: Tensor | None = None
+
+    def _before(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor]:
+        (hidden,) = arguments
+        self.output = self._loss(head, hidden)
+        return (hidden[:, -1:],)
+
+    def _after(self, head: torch.nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> None:
+        self.last_logits = logits.detach()
+
+    def __enter__(self) -> HeadProbe:
+        self._handles = [
+            self._head.register_forward_pre_hook(self._before),
+            self._head.register_forward_hook(self._after),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 class FusedGRPOLossMixin:
-    """Replaces ``GRPOTrainer._compute_loss`` by one pass over the logits; put it before GRPOTrainer in the bases.
+    """Replaces ``GRPOTrainer._compute_loss``; put it before GRPOTrainer in the bases.
 
-    The logits of the completion are computed by the model's own forward, so wrappers (PEFT, DDP) keep working, and
-    their memory is reused for their gradient. Options of GRPOConfig that the fused loss does not have raise ValueError.
+    With a plain linear head the loss is ``linear_grpo_loss`` on the hidden states in front of it, and the logits are
+    never held; see Note [Inside the head]. With any other head, and for models that change their logits after it, the
+    model's own logits go through ``grpo_loss``, which reuses their memory for their gradient. Options of GRPOConfig
+    that the fused loss does not have raise ValueError.
     """
+
+    # Whether the head's output is what the model returns; None until the first batch has shown it.
+    _logits_are_the_heads: bool | None = None
 
     if TYPE_CHECKING:
         accelerator: Any
         args: Any
-        model: torch.nn.Module
+        model: Any
         loss_type: str
         beta: float
         temperature: float
@@ -44,9 +93,10 @@ class FusedGRPOLossMixin:
         _metrics: dict[str, defaultdict[str, list[float]]]
 
     def _check_fused_options(self) -> None:
-        if self.loss_type not in LOSS_TYPES:
+        if self.loss_type not in (*LOSS_TYPES, _LUSPO):
             raise ValueError(
-                f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; use one of {', '.join(LOSS_TYPES)}"
+                f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; "
+                f"use one of {', '.join((*LOSS_TYPES, _LUSPO))}"
             )
         unsupported = {
             "delta": self.args.delta is not None,
@@ -66,7 +116,7 @@ class FusedGRPOLossMixin:
             )
 
     def _completion_logits(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Logits [B, T, V] that predict the completion tokens."""
+        """Logits of the completion and of the position before it, [B, T + 1, V], from the model's own forward."""
         dropped = ("pixel_values_videos", "num_tiles", "spatial_shapes")
         unsupported = [key for key in dropped if inputs.get(key) is not None]
         if unsupported:
@@ -74,17 +124,68 @@ class FusedGRPOLossMixin:
                 f"FusedGRPOLossMixin: inputs {', '.join(unsupported)} are not passed on, got a batch with them; "
                 "override _completion_logits"
             )
-        width = inputs["completion_ids"].shape[1]
         extra = {key: inputs[key] for key in _MODEL_INPUTS if inputs.get(key) is not None}
         with self.accelerator.autocast():
             output = model(
                 input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
                 attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                logits_to_keep=width + 1,
+                logits_to_keep=inputs["completion_ids"].shape[1] + 1,
                 use_cache=False,
                 **extra,
             )
-        return output.logits[:, -width - 1 : -1]
+        return output.logits
+
+    def _loss_options(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments of the fused loss, with the normaliser of "dapo" as TRL computes it."""
+        num_items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
+        if self.model.training:
+            num_items = num_items * self.current_gradient_accumulation_steps / self.args.steps_per_generation
+        luspo = self.loss_type == _LUSPO
+        return {
+            "old_logps": inputs.get("old_per_token_logps"),
+            "ref_logps": inputs["ref_per_token_logps"] if self.beta != 0.0 else None,
+            "temperature": self.temperature,
+            "beta": self.beta,
+            "clip_low": self.epsilon_low,
+            "clip_high": self.epsilon_high,
+            "kl_clamp": None,
+            "loss_type": "dr_grpo" if luspo else self.loss_type,
+            "max_completion_length": 1 if luspo else self.max_completion_length,
+            "num_items": num_items,
+            "importance_sampling_level": self.importance_sampling_level,
+        }
+
+    def _fused_loss(self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor) -> GRPOLossOutput:
+        tokens = (inputs["completion_ids"], inputs["advantages"], mask.bool())
+        options = self._loss_options(inputs)
+        width = mask.shape[1]
+
+        def before_head(head: torch.nn.Linear, hidden: Tensor) -> GRPOLossOutput:
+            device = hidden.device.type
+            # The dtype in which the head itself would multiply.
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.weight.dtype
+            dtype = torch.float32 if self.args.cast_lm_head_to_fp32 else dtype
+            bias = None if head.bias is None else head.bias.to(dtype)
+            states = hidden[:, -width - 1 : -1].to(dtype)
+            with torch.autocast(device, enabled=False):
+                return linear_grpo_loss(states, head.weight.to(dtype), *tokens, bias=bias, **options)
+
+        head = self.model.get_output_embeddings()
+        # Exactly Linear: an adapter on the head is a subclass or a wrapper whose weight is not all of it.
+        if type(head) is torch.nn.Linear and self._logits_are_the_heads is not False:
+            with HeadProbe(head, before_head) as probe:
+                logits = self._completion_logits(model, inputs)
+            if self._logits_are_the_heads is None and probe.last_logits is not None:
+                self._logits_are_the_heads = torch.equal(logits.detach().float(), probe.last_logits.float())
+            if self._logits_are_the_heads and probe.output is not None:
+                return probe.output
+        if self.args.cast_lm_head_to_fp32:
+            raise ValueError(
+                "FusedGRPOLossMixin: cast_lm_head_to_fp32 needs a plain linear head whose output the model returns, "
+                f"got {type(head).__name__} in {type(self.model).__name__}; turn the option off"
+            )
+        logits = self._completion_logits(model, inputs)[:, -width - 1 : -1]
+        return grpo_loss(logits, *tokens, inplace=True, **options)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Policy loss of a micro-batch, scaled for gradient accumulation as TRL scales each loss type."""
@@ -92,30 +193,9 @@ class FusedGRPOLossMixin:
         mask = inputs["completion_mask"]
         if "tool_mask" in inputs:
             mask = mask * inputs["tool_mask"]
-        training = self.model.training
-        accumulation = self.current_gradient_accumulation_steps if training else 1
-        num_items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
-        if training:
-            num_items = num_items * accumulation / self.args.steps_per_generation
-        output = grpo_loss(
-            self._completion_logits(model, inputs),
-            inputs["completion_ids"],
-            inputs["advantages"],
-            mask.bool(),
-            old_logps=inputs.get("old_per_token_logps"),
-            ref_logps=inputs["ref_per_token_logps"] if self.beta != 0.0 else None,
-            temperature=self.temperature,
-            beta=self.beta,
-            clip_low=self.epsilon_low,
-            clip_high=self.epsilon_high,
-            kl_clamp=None,
-            loss_type=self.loss_type,
-            max_completion_length=self.max_completion_length,
-            num_items=num_items,
-            importance_sampling_level=self.importance_sampling_level,
-            inplace=True,
-        )
+        output = self._fused_loss(model, inputs, mask)
         self._log_fused_metrics(output, mask)
+        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
         return output.loss if self.loss_type == "dapo" else output.loss / accumulation
 
     def _log_fused_metrics(self, output: GRPOLossOutput, mask: Tensor) -> None:
