@@ -5,7 +5,6 @@ Compiles every CUDA and Triton kernel for each architecture; no GPU takes part. 
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import sys
@@ -17,11 +16,10 @@ from typing import Any
 import torch
 import triton
 from harness import print_table, write_results
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from zoomzero_kernels import _C
 from zoomzero_kernels.frame_resample import native_options
+from zoomzero_kernels.kernel_variants import compile_variant, variants
 
 CHECKOUT = Path(__file__).parent.parent
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -32,29 +30,6 @@ SHARED_BYTES_PER_PROCESSOR = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 WARPS, BLOCKS, REGISTERS, RESERVED_BYTES = 64, 32, 65536, 1024
 # Threads a block of the CUDA kernels, by source file (kThreads there).
 CUDA_THREADS = {"frame_resample": 256, "token_resample": 128}
-# What launches pass as compile-time constants, and warps; pointers are float32 unless named here.
-ROW_CONSTANTS = {"ALIGNED": True, "BLOCK": 2048}
-TRITON_LAUNCHES: dict[str, list[tuple[dict[str, Any], int]]] = {
-    "policy_rows_kernel": [(ROW_CONSTANTS, 4)],
-    "logp_rows_kernel": [(ROW_CONSTANTS, 4)],
-    "logp_rows_backward_kernel": [(ROW_CONSTANTS, 4)],
-    "token_advantages_kernel": [
-        ({"NORMALIZE": normalize, "BLOCK_MEMBERS": 64, "BLOCK_TOKENS": 512}, 4) for normalize in ("tokens", "rewards")
-    ],
-}
-LOGIT_POINTERS = {"logits_ptr", "grad_ptr"}
-POINTERS = {
-    "token_ids_ptr": "*i64",
-    "mask_ptr": "*u8",
-    "segments_ptr": "*u8",
-    "order_ptr": "*i64",
-    "sorted_ids_ptr": "*i64",
-    "ends_ptr": "*i64",
-    "rewards_ptr": "*fp64",
-    "credit_ptr": "*fp64",
-    "table_ptr": "*fp64",
-}
-FLOATS = {"inv_temperature", "beta", "clip_low", "clip_high", "kl_clamp", "eps"}
 
 
 def occupancy(arch: int, threads: int, registers: int, shared_bytes: int) -> float:
@@ -114,45 +89,14 @@ def cuda_rows(folder: Path) -> Iterator[dict[str, Any]]:
                 yield row(f"cuda {readable(name)}", arch, CUDA_THREADS[source.stem], usage, dynamic_shared)
 
 
-def triton_kernels() -> Iterator[Any]:
-    """Every launched Triton kernel: the compiled functions of triton_*.py whose names end in _kernel."""
-    for path in sorted((CHECKOUT / "zoomzero_kernels").glob("triton_*.py")):
-        module = importlib.import_module(f"zoomzero_kernels.{path.stem}")
-        for name, value in vars(module).items():
-            if isinstance(value, triton.runtime.JITFunction) and name.endswith("_kernel"):
-                yield value
-
-
-def compile_triton(kernel: Any, arch: int, constants: dict[str, Any], num_warps: int) -> Any:
-    """As a launch with bfloat16 logits compiles it."""
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name] = "*bf16" if name in LOGIT_POINTERS else POINTERS.get(name, "*fp32")
-        else:
-            signature[name] = "fp32" if name in FLOATS else "i32"
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": num_warps})
-
-
 def triton_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for kernel in triton_kernels():
-        name = kernel.__name__
-        if name not in TRITON_LAUNCHES:
-            sys.exit(
-                f"kernel report: every Triton kernel must be listed in TRITON_LAUNCHES, got {name}; add its constants"
-            )
-        for constants, num_warps in TRITON_LAUNCHES[name]:
-            for arch in ARCHITECTURES:
-                compiled = compile_triton(kernel, arch, constants, num_warps)
-                cubin = folder / f"{name}_{arch}.cubin"
-                cubin.write_bytes(compiled.asm["cubin"])
-                ((_, usage),) = resource_usage(cubin)
-                label = " ".join(str(value) for value in constants.values())
-                yield row(f"triton {name} {label}", arch, 32 * num_warps, usage, compiled.metadata.shared)
+    for variant in variants():
+        for arch in ARCHITECTURES:
+            compiled = compile_variant(variant, arch)
+            cubin = folder / f"{variant.name}_{arch}.cubin"
+            cubin.write_bytes(compiled.asm["cubin"])
+            ((_, usage),) = resource_usage(cubin)
+            yield row(f"triton {variant.name}", arch, 32 * compiled.metadata.num_warps, usage, compiled.metadata.shared)
 
 
 def main() -> None:

@@ -41,7 +41,7 @@ __all__ = [
 _ISOLATED = ["-I"]
 
 _FACTS_PROGRAM = """
-import json, sys
+import importlib.metadata, json, sys
 try:
     import torch
     from torch.utils.cpp_extension import include_paths
@@ -49,7 +49,12 @@ except ModuleNotFoundError as error:
     if error.name != "torch":
         raise
     sys.exit(3)
+try:
+    triton = importlib.metadata.version("triton")
+except importlib.metadata.PackageNotFoundError:
+    triton = ""
 print("ZOOMZERO_TORCH=" + json.dumps({
+    "triton": triton,
     "version": torch.__version__,
     "cuda": torch.version.cuda or "",
     "cxx11_abi": int(torch.compiled_with_cxx11_abi()),
@@ -70,7 +75,7 @@ def _facts_of(flags: list[str]) -> dict[str, Any] | None:
     found = re.search(r"^ZOOMZERO_TORCH=(.*)$", done.stdout, re.MULTILINE)
     if done.returncode != 0 or found is None:
         raise RuntimeError(f"zoomzero build: torch must be importable, got {done.stderr[-2000:]}; repair it first")
-    return json.loads(found.group(1))
+    return {**json.loads(found.group(1)), "python_flags": flags}
 
 
 def _minimum_torch() -> tuple[int, int]:

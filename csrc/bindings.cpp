@@ -11,6 +11,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.attr("WITH_CUDA") = false;
 #endif
   m.def("cpu_capability", &zoomzero::cpu_capability_name, "Instruction set that the CPU kernels chose.");
+  zoomzero::bind_embedded_kernels(m);
   zoomzero::bind_frame_resample(m);
   zoomzero::bind_policy_rows(m);
   zoomzero::bind_token_advantages(m);

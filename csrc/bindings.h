@@ -5,6 +5,7 @@
 
 namespace zoomzero {
 
+void bind_embedded_kernels(pybind11::module_& m);
 void bind_frame_resample(pybind11::module_& m);
 void bind_policy_rows(pybind11::module_& m);
 void bind_token_advantages(pybind11::module_& m);

@@ -19,17 +19,18 @@ from zoomzero_kernels import (
     row_pass,
     selective_logps,
     token_advantages,
-    triton_policy_rows,
-    triton_token_advantages,
 )
+from zoomzero_kernels.cuda_policy_rows import logp_rows_backward_launch, logp_rows_launch, policy_rows_launch
+from zoomzero_kernels.cuda_token_advantages import token_advantages_launch
 from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
+from zoomzero_kernels.kernel_launch import run
 
 # Rounding to the logits' dtype, and exp of two different implementations.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 
-# 4097 is a block and one logit, 37 less than a vector multiple, 1 the least; 4112 takes the aligned path.
-@pytest.mark.parametrize("vocab", [1, 37, 4097, 4112])
+# 8193 is a block and one logit, 37 less than a block, 1 the least; 8208 takes the aligned path.
+@pytest.mark.parametrize("vocab", [1, 37, 8193, 8208])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("given", [(False, False), (True, True)], ids=str)
 def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool]) -> None:
@@ -46,17 +47,17 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool]) -
     expected = row_pass.policy_rows(logits, *arguments, expected_grad)
     outputs = RowOutputs(*(torch.zeros(2, 4) for _ in range(5)))
     grad = torch.full_like(logits, math.nan)
-    triton_policy_rows.policy_rows(logits, *arguments, outputs, grad)
+    run(policy_rows_launch(logits, *arguments, outputs, grad))
     for name, got, want in zip(outputs._fields, outputs, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
     torch.testing.assert_close(grad, expected_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     # Without a gradient nothing is written; in place the logits become the gradient.
     again = RowOutputs(*(torch.zeros(2, 4) for _ in range(5)))
     before = logits.clone()
-    triton_policy_rows.policy_rows(logits, *arguments, again, None)
+    run(policy_rows_launch(logits, *arguments, again, None))
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(again.loss, outputs.loss)
-    triton_policy_rows.policy_rows(logits, *arguments, again, logits)
+    run(policy_rows_launch(logits, *arguments, again, logits))
     assert torch.equal(logits, grad)
 
 
@@ -70,14 +71,14 @@ def test_strided_logits() -> None:
     expected_grad = torch.empty(3, 4, 50)
     expected = row_pass.policy_rows(logits, *arguments, options, expected_grad)
     outputs = RowOutputs(*(torch.zeros(3, 4) for _ in range(5)))
-    triton_policy_rows.policy_rows(logits, *arguments, options, outputs, logits)
+    run(policy_rows_launch(logits, *arguments, options, outputs, logits))
     torch.testing.assert_close(outputs.loss, expected.loss)
     torch.testing.assert_close(logits, expected_grad)
     wide[:, 3:7, :50] = math.nan
     assert wide.isnan().all()
 
 
-@pytest.mark.parametrize("vocab", [1, 37, 4112])
+@pytest.mark.parametrize("vocab", [1, 37, 8208])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("with_entropy", [False, True])
 def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
@@ -86,22 +87,24 @@ def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
     logits[0, 1, 1 : vocab // 2] = -math.inf
     expected = row_pass.logp_rows(logits, case.token_ids, case.mask, 0.7)
     logps, entropy, normaliser = torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(2, 4, 2)
-    triton_policy_rows.logp_rows(logits, case.token_ids, case.mask, 0.7, logps, entropy, normaliser)
+    run(logp_rows_launch(logits, case.token_ids, case.mask, 0.7, logps, entropy, normaliser))
     for got, want in zip((logps, entropy, normaliser), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
     slopes = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(1))
     tensors = (entropy, normaliser, slopes[0], slopes[1] if with_entropy else None)
     want_grad, grad = torch.empty_like(logits), torch.full_like(logits, math.nan)
     row_pass.logp_rows_backward(logits, case.token_ids, case.mask, *tensors, 0.7, want_grad)
-    triton_policy_rows.logp_rows_backward(logits, case.token_ids, case.mask, 0.7, *tensors, grad)
+    run(logp_rows_backward_launch(logits, case.token_ids, case.mask, 0.7, *tensors, grad))
     torch.testing.assert_close(grad, want_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 def run_advantages(inputs: list[Tensor], normalize: str, eps: float = 1e-6) -> Tensor:
     rewards, segments, credit, group_ids, mask = inputs
     advantages = torch.full(mask.shape, math.nan)
-    triton_token_advantages.token_advantages(
-        rewards.double(), segments, credit.double(), group_ids, mask, normalize, eps, advantages
+    run(
+        token_advantages_launch(
+            rewards.double(), segments, credit.double(), group_ids, mask, normalize, eps, advantages
+        )
     )
     return advantages
 

@@ -52,11 +52,13 @@ def build_info() -> dict[str, Any]:
     Returns:
         ``version`` (of zoomzero), ``torch_built`` and ``torch_running``, ``cuda_built`` (CUDA version of the torch
         built against, None for a CPU-only build of the kernels), ``cuda_archs`` (list of compute capabilities such as
-        "90"), ``cpu_capability`` ("AVX512", "AVX2" or "DEFAULT"; what the CPU kernels chose on this processor) and
+        "90"), ``cpu_capability`` ("AVX512", "AVX2" or "DEFAULT"; what the CPU kernels chose on this processor),
         ``backends``: which of "cpu", "cuda" (kernels built and a GPU present) and "triton" (importable and a GPU
-        present) are live.
+        present) are live, ``embedded_triton`` (release that compiled the embedded Triton kernels, None without them)
+        and ``triton_kernels``: how the kernels written in Triton are launched by architecture, "jit" or "embedded"
+        (the environment variable ZOOMZERO_TRITON_KERNELS chooses).
     """
-    from zoomzero_kernels import _C
+    from zoomzero_kernels import _C, kernel_launch
 
     gpu = torch.cuda.is_available()
     return {
@@ -71,4 +73,6 @@ def build_info() -> dict[str, Any]:
             "cuda": _C.WITH_CUDA and gpu,
             "triton": gpu and importlib.util.find_spec("triton") is not None,
         },
+        "embedded_triton": _built.EMBEDDED_TRITON or None,
+        "triton_kernels": kernel_launch.table(),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, eager_rows
+from zoomzero_kernels import _C, cuda_policy_rows, eager_rows, kernel_launch
 from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
 
 
@@ -70,9 +70,7 @@ def policy_rows(
         numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp)
         _C.policy_rows(*tensors, options.temperature, numbers, outputs, target)
     else:
-        from zoomzero_kernels import triton_policy_rows
-
-        triton_policy_rows.policy_rows(*tensors, options, outputs, target)
+        kernel_launch.run(cuda_policy_rows.policy_rows_launch(*tensors, options, outputs, target))
     if grad is not None and target is not None and target is not grad:
         grad.copy_(target)
     return outputs
@@ -93,9 +91,7 @@ def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: floa
     if chosen == "native":
         _C.logp_rows(*inputs, logps, entropy, normaliser)
     else:
-        from zoomzero_kernels import triton_policy_rows
-
-        triton_policy_rows.logp_rows(*inputs, logps, entropy, normaliser)
+        kernel_launch.run(cuda_policy_rows.logp_rows_launch(*inputs, logps, entropy, normaliser))
     return logps, entropy, normaliser
 
 
@@ -134,6 +130,4 @@ def logp_rows_backward(
     if chosen == "native":
         _C.logp_rows_backward(*arguments)
     else:
-        from zoomzero_kernels import triton_policy_rows
-
-        triton_policy_rows.logp_rows_backward(*arguments)
+        kernel_launch.run(cuda_policy_rows.logp_rows_backward_launch(*arguments))

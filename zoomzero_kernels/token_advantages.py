@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, kernel_launch
+from zoomzero_kernels.cuda_token_advantages import token_advantages_launch
 from zoomzero_kernels.grpo_options import check_device, check_mask, checked_mask, describe
+from zoomzero_kernels.kernel_variants import NORMALIZATIONS
 
 _OP = "token_advantages"
-NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
 
 
 def _kernel_inputs(
@@ -62,11 +63,9 @@ def _token_advantages_cuda(
     normalize: str,
     eps: float,
 ) -> Tensor:
-    from zoomzero_kernels import triton_token_advantages
-
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
-    triton_token_advantages.token_advantages(*inputs, normalize, eps, advantages)
+    kernel_launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
     return advantages
 
 

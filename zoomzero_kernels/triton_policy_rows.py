@@ -1,4 +1,4 @@
-"""The pass over rows of logits as Triton kernels: one program a token.
+"""The pass over rows of logits as Triton kernels: one program a token. Launched by cuda_policy_rows.py.
 
 Problem: for each valid token, log-sum-exp and entropy of its row of V logits, the terms of the clipped policy loss and
 the gradient of the logits. Parallelisation: one program a row, which loops over the row twice. Memory traffic: the
@@ -6,40 +6,45 @@ first loop reads the row from DRAM, the second finds it in the L2 cache (a bfloa
 writes the gradient, so DRAM sees one read and one write. Masked rows are only written, with zeros; rows without
 gradient are read once.
 
-Note [Lengths]: B, T, V, strides and flags are run-time arguments that are not specialised, so a new length never
-compiles. What vector loads need, that all of them are multiples of 16 elements, is one compile-time flag; the others
-are the same for all threads and cost nothing beside a row.
+Note [Lengths]: B, T, V, strides and flags are run-time arguments of fixed types that are not specialised, so a new
+length never compiles. What loads of 16 bytes need, that strides and V are multiples of 16 elements, is one compile-time
+flag.
+
+The build compiles this file on its own (see triton_variants.py): it imports Triton only.
 """
 
-from __future__ import annotations
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from zoomzero_kernels.grpo_options import PolicyOptions, RowOutputs
-
-# Note [One program an SM]: the second read of a row hits the L2 cache only if the rows in flight fit it. 1,024 threads
-# of more than 32 registers fill an SM with one program: 132 rows of 300 kB on an H100, in a cache of 50 MB. Eight
-# logits a thread keep the running sums in registers on sm_80, 90 and 100.
-_BLOCK = 8192
-_LOGITS_OF_THREAD = 8
-_POLICY_LENGTHS = (
+_FLAGS = ("has_old", "has_ref", "with_grad")
+_LENGTHS = (
     "stride_sequence", "stride_token", "grad_stride_sequence", "grad_stride_token", "num_tokens", "vocab_size",
-    "has_old", "has_ref", "with_grad",
+)  # fmt: skip
+# Single values are read through these, so their alignment is nobody's business.
+_TOKEN_POINTERS = (
+    "token_ids_ptr", "mask_ptr", "advantages_ptr", "weights_ptr", "old_logps_ptr", "ref_logps_ptr", "loss_ptr",
+    "logps_ptr", "entropy_ptr", "kl_ptr", "clipped_ptr",
 )  # fmt: skip
 _LOGP_LENGTHS = ("stride_sequence", "stride_token", "num_tokens", "vocab_size")
-_BACKWARD_LENGTHS = (*_POLICY_LENGTHS[:6], "has_grad_entropy")
+_LOGP_POINTERS = ("token_ids_ptr", "mask_ptr", "logps_ptr", "entropy_ptr", "normaliser_ptr")
+_BACKWARD_POINTERS = (
+    "token_ids_ptr", "mask_ptr", "entropy_ptr", "normaliser_ptr", "grad_logps_ptr", "grad_entropy_ptr",
+)  # fmt: skip
+# Stands for -inf where a difference of two infinities would be NaN; below any logit that matters.
+_LOWEST = tl.constexpr(-3.0e38)
+
+
+@triton.jit
+def _shown_multiple(value, ALIGNED: tl.constexpr):
+    """The value; if ALIGNED in a form from which the compiler sees that it is a multiple of 16."""
+    return value // 16 * 16 if ALIGNED else value
 
 
 @triton.jit
 def _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED: tl.constexpr):
     """Elements from the first logit to those of this row."""
-    if ALIGNED:
-        stride_sequence = tl.multiple_of(stride_sequence, 16)
-        stride_token = tl.multiple_of(stride_token, 16)
-    return (row // num_tokens) * stride_sequence + (row % num_tokens) * stride_token
+    sequence = (row // num_tokens) * _shown_multiple(stride_sequence, ALIGNED)
+    return sequence + (row % num_tokens) * _shown_multiple(stride_token, ALIGNED)
 
 
 @triton.jit
@@ -54,27 +59,35 @@ def _load_scaled(row_ptr, start, vocab_size, inv_temperature, BLOCK: tl.constexp
 def _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK: tl.constexpr):
     """Largest scaled logit, log of the sum of exp(z - largest), and entropy.
 
-    largest + log_sum would lose the second's digits under large logits, so they stay apart. sums and weighted hold
-    exp(z - largest) and exp(z - largest) * (z - largest) lane by lane; they are rescaled when the maximum rises.
+    largest + log_sum would lose the second's digits under large logits, so they stay apart. Every lane of a block keeps
+    its own maximum, sum of exp(z - maximum) and sum of exp(z - maximum) * (z - maximum), and rescales them when its
+    maximum rises: lanes meet once, after the row, so that no thread waits for another between two loads.
     """
-    largest = -float("inf")
+    maxima = tl.zeros([BLOCK], tl.float32) + _LOWEST
     sums = tl.zeros([BLOCK], tl.float32)
     weighted = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocab_size, BLOCK):
         _, z = _load_scaled(row_ptr, start, vocab_size, inv_temperature, BLOCK)
-        risen = tl.maximum(largest, tl.max(z, 0))
-        # While only -inf has been seen the sums are 0, and any finite reference keeps them so.
-        reference = tl.where(risen == -float("inf"), 0.0, risen)
-        shift = tl.where(largest == -float("inf"), 0.0, largest - reference)
-        factor = tl.exp(shift)
-        difference = z - reference
+        risen = tl.maximum(maxima, z)
+        sums, weighted = _rescaled(sums, weighted, maxima - risen)
+        difference = z - risen
         power = tl.exp(difference)
-        weighted = factor * (weighted + sums * shift) + power * tl.maximum(difference, -100.0)
-        sums = sums * factor + power
-        largest = risen
+        sums += power
+        weighted += power * tl.maximum(difference, -100.0)
+        maxima = risen
+    largest = tl.max(maxima, 0)
+    sums, weighted = _rescaled(sums, weighted, maxima - largest)
     total = tl.sum(sums, 0)
     log_sum = tl.log(total)
     return largest, log_sum, log_sum - tl.sum(weighted, 0) / total
+
+
+@triton.jit
+def _rescaled(sums, weighted, shift):
+    """Both sums relative to a maximum that lies -shift higher."""
+    shift = tl.maximum(shift, -1000.0)
+    factor = tl.exp(shift)
+    return sums * factor, factor * (weighted + sums * shift)
 
 
 @triton.jit
@@ -108,18 +121,19 @@ def _k3(delta):
     return tl.where(tl.abs(delta) < 0.1, series, tl.where(growth == float("inf"), growth, growth - delta - 1.0))
 
 
-@triton.jit(do_not_specialize=_POLICY_LENGTHS)
+@triton.jit(do_not_specialize=(*_LENGTHS, *_FLAGS), do_not_specialize_on_alignment=_TOKEN_POINTERS)
 def policy_rows_kernel(
     logits_ptr, token_ids_ptr, mask_ptr, advantages_ptr, weights_ptr, old_logps_ptr, ref_logps_ptr,
     loss_ptr, logps_ptr, entropy_ptr, kl_ptr, clipped_ptr, grad_ptr,
-    stride_sequence, stride_token, grad_stride_sequence, grad_stride_token, num_tokens, vocab_size,
-    inv_temperature, beta, clip_low, clip_high, kl_clamp, has_old, has_ref, with_grad,
+    stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
+    num_tokens: tl.int32, vocab_size: tl.int32,
+    inv_temperature: tl.float32, beta: tl.float32, clip_low: tl.float32, clip_high: tl.float32, kl_clamp: tl.float32,
+    has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All of the policy loss for one row; outputs [B, T] float32 are zeroed by the caller."""
     row = tl.program_id(0).to(tl.int64)
-    if ALIGNED:
-        vocab_size = tl.multiple_of(vocab_size, 16)
+    vocab_size = _shown_multiple(vocab_size, ALIGNED)
     grad_row = grad_ptr + _row_offset(row, num_tokens, grad_stride_sequence, grad_stride_token, ALIGNED)
     if tl.load(mask_ptr + row) == 0:
         if with_grad != 0:
@@ -165,17 +179,17 @@ def policy_rows_kernel(
             )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=_LOGP_LENGTHS)
+@triton.jit(do_not_specialize=_LOGP_LENGTHS, do_not_specialize_on_alignment=_LOGP_POINTERS)
 def logp_rows_kernel(
     logits_ptr, token_ids_ptr, mask_ptr, logps_ptr, entropy_ptr, normaliser_ptr,
-    stride_sequence, stride_token, num_tokens, vocab_size, inv_temperature, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    stride_sequence: tl.int64, stride_token: tl.int64, num_tokens: tl.int32, vocab_size: tl.int32,
+    inv_temperature: tl.float32, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Log-probability, entropy and normaliser (largest, log_sum) of one row; outputs are zeroed by the caller."""
     row = tl.program_id(0).to(tl.int64)
     if tl.load(mask_ptr + row) == 0:
         return
-    if ALIGNED:
-        vocab_size = tl.multiple_of(vocab_size, 16)
+    vocab_size = _shown_multiple(vocab_size, ALIGNED)
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     largest, log_sum, entropy = _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK)
     logit = tl.load(row_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
@@ -185,16 +199,16 @@ def logp_rows_kernel(
     tl.store(normaliser_ptr + 2 * row + 1, log_sum)
 
 
-@triton.jit(do_not_specialize=_BACKWARD_LENGTHS)
+@triton.jit(do_not_specialize=(*_LENGTHS, "has_grad_entropy"), do_not_specialize_on_alignment=_BACKWARD_POINTERS)
 def logp_rows_backward_kernel(
     logits_ptr, token_ids_ptr, mask_ptr, entropy_ptr, normaliser_ptr, grad_logps_ptr, grad_entropy_ptr, grad_ptr,
-    stride_sequence, stride_token, grad_stride_sequence, grad_stride_token, num_tokens, vocab_size, inv_temperature,
-    has_grad_entropy, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
+    stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
+    num_tokens: tl.int32, vocab_size: tl.int32, inv_temperature: tl.float32, has_grad_entropy: tl.int32,
+    ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Gradient of one row of logp_rows_kernel; the logits may be overwritten by it."""
     row = tl.program_id(0).to(tl.int64)
-    if ALIGNED:
-        vocab_size = tl.multiple_of(vocab_size, 16)
+    vocab_size = _shown_multiple(vocab_size, ALIGNED)
     grad_row = grad_ptr + _row_offset(row, num_tokens, grad_stride_sequence, grad_stride_token, ALIGNED)
     if tl.load(mask_ptr + row) == 0:
         _clear_row(grad_row, vocab_size, BLOCK)
@@ -206,130 +220,3 @@ def logp_rows_backward_kernel(
         tl.load(normaliser_ptr + 2 * row), tl.load(normaliser_ptr + 2 * row + 1), tl.load(entropy_ptr + row),
         tl.load(token_ids_ptr + row), tl.load(grad_logps_ptr + row), entropy_slope, BLOCK,
     )  # fmt: skip
-
-
-def block_size(vocab_size: int) -> int:
-    """Logits a program handles at a time."""
-    return min(_BLOCK, max(triton.next_power_of_2(vocab_size), 16))
-
-
-def num_warps(block: int) -> int:
-    """Warps of a program that handles so many logits at a time; see Note [One program an SM]."""
-    return max(1, block // (32 * _LOGITS_OF_THREAD))
-
-
-def _is_aligned(*tensors: Tensor | None) -> bool:
-    given = [tensor for tensor in tensors if tensor is not None]
-    sizes = [size for tensor in given for size in (*tensor.stride()[:2], tensor.shape[2])]
-    return all(size % 16 == 0 for size in sizes) and all(tensor.data_ptr() % 16 == 0 for tensor in given)
-
-
-def policy_rows(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
-    outputs: RowOutputs,
-    grad: Tensor | None,
-) -> None:
-    """Launch policy_rows_kernel; logits and grad [B, T, V] with unit stride in V, the others contiguous [B, T]."""
-    target = logits if grad is None else grad
-    if mask.numel() == 0:
-        return
-    block = block_size(logits.shape[2])
-    policy_rows_kernel[(mask.numel(),)](
-        logits,
-        token_ids,
-        mask.view(torch.uint8),
-        advantages,
-        weights,
-        advantages if old_logps is None else old_logps,
-        advantages if ref_logps is None else ref_logps,
-        *outputs,
-        target,
-        *logits.stride()[:2],
-        *target.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
-        1.0 / options.temperature,
-        options.beta,
-        options.clip_low,
-        options.clip_high,
-        options.kl_clamp,
-        int(old_logps is not None),
-        int(ref_logps is not None),
-        int(grad is not None),
-        ALIGNED=_is_aligned(logits, grad),
-        BLOCK=block,
-        num_warps=num_warps(block),
-    )
-
-
-def logp_rows(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    logps: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
-) -> None:
-    """Launch logp_rows_kernel; logits [B, T, V] with unit stride in V, the others contiguous."""
-    if mask.numel() == 0:
-        return
-    block = block_size(logits.shape[2])
-    logp_rows_kernel[(mask.numel(),)](
-        logits,
-        token_ids,
-        mask.view(torch.uint8),
-        logps,
-        entropy,
-        normaliser,
-        *logits.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
-        1.0 / temperature,
-        ALIGNED=_is_aligned(logits),
-        BLOCK=block,
-        num_warps=num_warps(block),
-    )
-
-
-def logp_rows_backward(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
-    grad: Tensor,
-) -> None:
-    """Launch logp_rows_backward_kernel; logits and grad with unit stride in V, the others contiguous."""
-    if mask.numel() == 0:
-        return
-    block = block_size(logits.shape[2])
-    logp_rows_backward_kernel[(mask.numel(),)](
-        logits,
-        token_ids,
-        mask.view(torch.uint8),
-        entropy,
-        normaliser,
-        grad_logps,
-        grad_logps if grad_entropy is None else grad_entropy,
-        grad,
-        *logits.stride()[:2],
-        *grad.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
-        1.0 / temperature,
-        int(grad_entropy is not None),
-        ALIGNED=_is_aligned(logits, grad),
-        BLOCK=block,
-        num_warps=num_warps(block),
-    )

@@ -6,18 +6,16 @@ token, from the L2 cache after the first), advantages written once (4 bytes). St
 specialised.
 """
 
-from __future__ import annotations
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-_BLOCK_MEMBERS = 64
-_BLOCK_TOKENS = 512
 # Deviations below this share of the largest value are rounding of the float64 sums: equal rewards give exactly 0.
 _EQUAL = tl.constexpr(1e-12)
-_LENGTHS = ("batch", "num_tokens", "num_rewards", "num_segments")
+_LENGTHS = ("num_tokens", "num_rewards", "num_segments")
+_POINTERS = (
+    "rewards_ptr", "credit_ptr", "segments_ptr", "mask_ptr", "order_ptr", "sorted_ids_ptr", "ends_ptr", "table_ptr",
+    "advantages_ptr",
+)  # fmt: skip
 
 
 @triton.jit
@@ -212,10 +210,10 @@ def _fill_table(
                 tl.store(table_ptr + responses * num_segments + s, values, mask=valid)
 
 
-@triton.jit(do_not_specialize=_LENGTHS)
+@triton.jit(do_not_specialize=_LENGTHS, do_not_specialize_on_alignment=_POINTERS)
 def token_advantages_kernel(
     rewards_ptr, credit_ptr, segments_ptr, mask_ptr, order_ptr, sorted_ids_ptr, ends_ptr, table_ptr, advantages_ptr,
-    batch, num_tokens, num_rewards, num_segments, eps,
+    num_tokens: tl.int32, num_rewards: tl.int32, num_segments: tl.int32, eps: tl.float64,
     NORMALIZE: tl.constexpr, BLOCK_MEMBERS: tl.constexpr, BLOCK_TOKENS: tl.constexpr,
 ):  # fmt: skip
     """Advantages of one group: the program at the group's first place in the sorted order does all its members.
@@ -227,7 +225,6 @@ def token_advantages_kernel(
     if (first > previous) & (tl.load(sorted_ids_ptr + previous) == tl.load(sorted_ids_ptr + first)):
         return
     last = tl.load(ends_ptr + first)
-    eps = tl.zeros([], tl.float64) + eps
     _fill_table(
         rewards_ptr, credit_ptr, order_ptr, table_ptr, first, last, num_rewards, num_segments, eps,
         NORMALIZE, BLOCK_MEMBERS,
@@ -253,38 +250,3 @@ def token_advantages_kernel(
                 deviation = _shifted(values, lowest, scale) - mean
                 values = tl.where(single, values / (1.0 + eps), _quotient(deviation, spread))
             tl.store(advantages_ptr + token, tl.where(valid, values, 0.0).to(tl.float32), mask=inside)
-
-
-def token_advantages(
-    rewards: Tensor,
-    segments: Tensor,
-    credit: Tensor,
-    group_ids: Tensor,
-    mask: Tensor,
-    normalize: str,
-    eps: float,
-    advantages: Tensor,
-) -> None:
-    """Launch token_advantages_kernel; rewards and credit float64, mask bool, all contiguous; no wait for the device."""
-    if mask.numel() == 0:
-        return
-    sorted_ids, order = torch.sort(group_ids, stable=True)
-    ends = torch.searchsorted(sorted_ids, sorted_ids, right=True)
-    table = torch.zeros((rewards.shape[0], credit.shape[1]), dtype=torch.float64, device=rewards.device)
-    token_advantages_kernel[(rewards.shape[0],)](
-        rewards,
-        credit,
-        segments,
-        mask.view(torch.uint8),
-        order,
-        sorted_ids,
-        ends,
-        table,
-        advantages,
-        *mask.shape,
-        *credit.shape,
-        eps,
-        NORMALIZE=normalize,
-        BLOCK_MEMBERS=_BLOCK_MEMBERS,
-        BLOCK_TOKENS=_BLOCK_TOKENS,
-    )
