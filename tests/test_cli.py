@@ -79,6 +79,22 @@ def test_train_writes_a_checkpoint_that_answers(
     assert "answer: " in capsys.readouterr().out
 
 
+def test_train_stops_at_unreadable_videos_and_keeps_the_steps_it_took(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, out = tmp_path / "copy", tmp_path / "trained"
+    shutil.copytree(folder, copy)
+    Path(_clip(copy)).unlink()
+    command = ["train", str(copy / "annotations.json"), "--out", str(out), "--steps", "8", "--prompts", "1"]
+    command += ["--rollouts", "2", "--max-new-tokens", "4", "--time-limit", "60", "--max-skipped-fraction", "0.3"]
+    assert main(command) == 1
+    assert "no such file; 2 of 4 samples have no readable video" in capsys.readouterr().err
+    assert len((out / "skipped.jsonl").read_text().splitlines()) == 2
+    assert not (out / "model.safetensors").exists()
+    question = ["answer", str(next(copy.glob("*.mp4"))), "Which letter?", "--options", *"ABCD"]
+    assert main([*question, "--model", str(out / "stopped")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

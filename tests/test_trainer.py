@@ -20,8 +20,6 @@ from zoomzero.trainer import trainer as trainer_module
 from zoomzero.trainer.batch import GroupBatch
 from zoomzero.trainer.prompts import PromptEncoder
 from zoomzero.trainer.scoring import score, valid_spans
-from zoomzero.trainer.videos import DecodedVideo, VideoStore
-from zoomzero.video import open_video
 from zoomzero_kernels.reference import grpo_loss
 
 Row = dict[str, Any]
@@ -100,27 +98,7 @@ def _full_row_logits(
     return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
 
 
-# -- videos and prompts --------------------------------------------------------------------------------------------
-
-
-def test_decoded_videos_give_the_files_frames(rows: list[Row]) -> None:
-    times = [0.0, 3.3, 31.9, 3.3]
-    with open_video(rows[0]["video"]) as file:
-        frames, starts = file.frames_at(times)
-        decoded = DecodedVideo(file)
-    assert torch.equal(decoded.frames_at(times)[0], frames)
-    assert decoded.frames_at(times)[1].tolist() == starts.tolist()
-    assert decoded.duration == pytest.approx(32.0)
-
-
-def test_small_videos_are_decoded_and_large_ones_stay_files(rows: list[Row]) -> None:
-    path = rows[0]["video"]
-    assert isinstance(VideoStore(1 << 26).get(path), DecodedVideo)
-    store = VideoStore(1 << 20)
-    assert not isinstance(store.get(path), DecodedVideo)
-    assert store.get(path) is store.get(path)
-    store.get(rows[2]["video"])
-    assert len(store) == 1  # an open file counts, so the first one was closed
+# -- prompts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("freeze_vision", [True, False])

@@ -92,6 +92,9 @@ def test_unsupported_settings_are_refused(tmp_path: Path, name: str) -> None:
         ({"loss_type": "cispo"}, "loss_type must be one of grpo, bnpo, dr_grpo, dapo, got 'cispo'"),
         ({"feature_cache_bytes": 0}, "feature_cache_bytes must be at least 1, got 0"),
         ({"zoom_batch_size": 0}, "zoom_batch_size must be at least 1, got 0"),
+        ({"read_ahead_bytes": -1}, "read_ahead_bytes must be at least 0, got -1"),
+        ({"video_time_limit": 0.0}, "video_time_limit must be positive seconds or None, got 0.0"),
+        ({"max_skipped_fraction": 5}, r"max_skipped_fraction must be in \[0, 1\], got 5"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         (
             {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 2},
@@ -131,8 +134,10 @@ def test_split_keeps_groups_whole() -> None:
     assert second.token_ids.flatten().tolist() == [4, 5, 6, 7] == second.ref_logps.flatten().tolist()
     assert first.old_logps is None
     assert first.num_items == 7
-    with pytest.raises(ValueError, match="4 groups do not divide into 3 micro-batches"):
-        _groups(4).split(3)
+    # What skipped groups leave is shared out as evenly as groups allow, a micro-batch may stay empty.
+    assert [[prompt.name for prompt in part.prompts] for part in _groups(3).split(2)] == [[0, 1], [2]]
+    assert [part.token_ids.flatten().tolist() for part in _groups(1).split(3)] == [[0, 1], [], []]
+    assert [len(part.prompts) for part in GroupBatch.empty(torch.device("cpu")).split(2)] == [0, 0]
 
 
 def test_joined_rollouts_are_padded_to_the_longest() -> None:

@@ -119,6 +119,7 @@ def _add_train(commands: Any) -> None:
     train.add_argument("--no-zoom-reward", action="store_true", help="leave the zoom reward out")
     train.add_argument("--train-vision", action="store_true", help="train the vision tower as well")
     train.add_argument("--seed", type=int, default=0)
+    _add_video_limits(train)
     train.set_defaults(handler=_train)
 
 
@@ -143,6 +144,8 @@ def _train(options: argparse.Namespace) -> int:
             advantage_normalize=options.normalize,
             zoom_reward=not options.no_zoom_reward,
             freeze_vision=not options.train_vision,
+            video_time_limit=options.time_limit or None,
+            max_skipped_fraction=options.max_skipped_fraction,
             seed=options.seed,
         ),
     )

@@ -66,6 +66,12 @@ class Rollouts:
     stopped: Tensor
     top_logps: Tensor | None = None
 
+    def select(self, rows: Sequence[int]) -> "Rollouts":
+        """Some of the responses, padded as before."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.token_ids.device)
+        top_logps = None if self.top_logps is None else self.top_logps[index]
+        return Rollouts(self.token_ids[index], self.mask[index], self.logps[index], self.stopped[index], top_logps)
+
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """Decoded responses, special tokens dropped."""
         rows = [ids[keep].tolist() for ids, keep in zip(self.token_ids, self.mask, strict=True)]

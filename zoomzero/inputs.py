@@ -193,6 +193,11 @@ class VideoInputs:
             temporal_patch_size=self.geometry.temporal_patch_size,
         )
 
+    def patch_bytes(self, plan: FramePlan) -> int:
+        """Bytes of the patches that `encode` makes for the plan."""
+        tokens = self.geometry.merge_size**2 * plan.num_tokens
+        return tokens * 3 * self.geometry.temporal_patch_size * self.geometry.patch_size**2 * torch.float32.itemsize
+
     def encode(self, video: Video, plan: FramePlan) -> EncodedVideo:
         """Read the plan's frames and turn them into patches, chunk by chunk into one preallocated tensor.
 

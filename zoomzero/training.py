@@ -18,11 +18,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from zoomzero.annotations import Sample
 from zoomzero.engine import ZoomZero
 from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer
+from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS, VideoError
+
+STOPPED_FOLDER = "stopped"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainOptions:
-    """What `train` sets; see `ZoomZeroConfig` for the meaning of the last six.
+    """What `train` sets; see `ZoomZeroConfig` for the meaning of the last eight.
 
     out: folder of the checkpoint; steps: optimizer steps, of num_prompts prompts with num_rollouts responses each;
     max_new_tokens: longest response.
@@ -39,6 +42,8 @@ class TrainOptions:
     advantage_normalize: str = "segments"
     zoom_reward: bool = True
     freeze_vision: bool = True
+    video_time_limit: float | None = DEFAULT_TIME_LIMIT_SECONDS
+    max_skipped_fraction: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,7 +84,10 @@ class StepBar(TrainerCallback):
 def train(
     start: ZoomZero | str | os.PathLike[str] | None, samples: Sequence[Sample], options: TrainOptions
 ) -> tuple[ZoomZero, list[dict[str, float]]]:
-    """GRPO on the samples; writes the trained checkpoint to `options.out`.
+    """GRPO on the samples; writes the trained checkpoint to `options.out`, and skipped samples to skipped.jsonl there.
+
+    A run that ends early, by too many unreadable videos or by the user, leaves the steps it took as a checkpoint in
+    `options.out`/stopped.
 
     Args:
         start: the model to train (changed in place), or its checkpoint; None is the package's tiny model.
@@ -91,7 +99,7 @@ def train(
 
     Raises:
         ValueError: settings that cannot be trained.
-        VideoError: a video cannot be read.
+        VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
     """
     engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)
     config = ZoomZeroConfig(
@@ -108,6 +116,8 @@ def train(
         advantage_normalize=options.advantage_normalize,
         zoom_reward=options.zoom_reward,
         freeze_vision=options.freeze_vision,
+        video_time_limit=options.video_time_limit,
+        max_skipped_fraction=options.max_skipped_fraction,
         seed=options.seed,
         save_strategy="no",
         logging_steps=1,
@@ -119,6 +129,11 @@ def train(
     trainer = ZoomZeroTrainer(engine.model, config, rows, processing_class=engine.processor, callbacks=[bar])
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    trainer.train()
+    try:
+        trainer.train()
+    except (VideoError, KeyboardInterrupt):
+        if trainer.state.global_step:
+            trainer.save_model(str(options.out / STOPPED_FOLDER))
+        raise
     trainer.save_model()
     return ZoomZero(engine.model.eval(), engine.processor), bar.history

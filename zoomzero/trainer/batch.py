@@ -1,5 +1,6 @@
 """Whole groups of rollouts, the unit that generation makes, that micro-batches slice and that a packed row holds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,30 +28,33 @@ class GroupBatch:
     ref_logps: Tensor | None
     num_items: int
 
+    @staticmethod
+    def empty(device: torch.device) -> "GroupBatch":
+        """A batch without groups: all of its videos were unreadable."""
+        nothing = torch.zeros((0, 0), device=device)
+        return GroupBatch([], nothing.long(), nothing.bool(), nothing, None, None, num_items=0)
+
     def split(self, num_parts: int) -> list["GroupBatch"]:
-        """Equal parts of whole groups; ValueError if the prompts do not divide."""
+        """Parts of whole groups, equal up to one group: skipped groups may have left a number that does not divide."""
         num_prompts = len(self.prompts)
-        if num_prompts % num_parts:
-            raise ValueError(
-                f"GroupBatch: {num_prompts} groups do not divide into {num_parts} micro-batches; make "
-                "per_device_train_batch_size a multiple of num_generations"
-            )
-        size, rows = num_prompts // num_parts, len(self.token_ids) // num_parts
+        size, larger = divmod(num_prompts, num_parts)
+        group_size = len(self.token_ids) // max(1, num_prompts)
+        edges = [part * size + min(part, larger) for part in range(num_parts + 1)]
         return [
             GroupBatch(
-                prompts=self.prompts[part * size : (part + 1) * size],
+                prompts=self.prompts[start:end],
                 num_items=self.num_items,
-                **{name: _rows(getattr(self, name), part * rows, rows) for name in _TENSORS},
+                **{name: _rows(getattr(self, name), start * group_size, end * group_size) for name in _TENSORS},
             )
-            for part in range(num_parts)
+            for start, end in itertools.pairwise(edges)
         ]
 
 
 _TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps")
 
 
-def _rows(tensor: Tensor | None, start: int, count: int) -> Any:
-    return None if tensor is None else tensor[start : start + count]
+def _rows(tensor: Tensor | None, start: int, end: int) -> Any:
+    return None if tensor is None else tensor[start:end]
 
 
 def group_rows(rows: Sequence[Mapping[str, Any]], num_generations: int) -> list[Mapping[str, Any]]:

@@ -26,6 +26,10 @@ class ByteBoundedCache(Generic[Value]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether the value is there; asking does not count as using it."""
+        return key in self._values
+
     def get(self, key: Hashable) -> Value | None:
         """The value, which counts as used now, or None."""
         if key in self._values:

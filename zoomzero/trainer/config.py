@@ -5,6 +5,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS
+from zoomzero.video.loader import check_skipped_fraction
+
 CREDITS = ("token_adv", "uniform")
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
 ZOOM_SCORERS = ("reference", "policy")
@@ -84,6 +87,21 @@ class ZoomZeroConfig(GRPOConfig):
     frame_cache_bytes: int = field(
         default=1 << 29, metadata={"help": "Bound of the decoded frames of small videos kept in memory."}
     )
+    read_ahead_bytes: int = field(
+        default=1 << 30,
+        metadata={"help": "Bound of the next batch's videos read while the model works; 0 reads nothing ahead."},
+    )
+    video_time_limit: float | None = field(
+        default=DEFAULT_TIME_LIMIT_SECONDS,
+        metadata={
+            "help": "Seconds after which a decoder that gives no sign of life is stopped and its sample skipped; None "
+            "decodes in this process."
+        },
+    )
+    max_skipped_fraction: float = field(
+        default=0.05,
+        metadata={"help": "Training stops when the videos of more than this share of the samples are unreadable."},
+    )
     zoom_batch_size: int = field(default=64, metadata={"help": "Zoom prompts scored in one forward."})
     generation_prompts: int = field(
         default=16, metadata={"help": "Prompts prefilled and decoded together; each brings num_generations rows."}
@@ -136,6 +154,17 @@ class ZoomZeroConfig(GRPOConfig):
         for name in ("feature_cache_bytes", "frame_cache_bytes", "zoom_batch_size", "generation_prompts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ZoomZeroConfig: {name} must be at least 1, got {getattr(self, name)}; raise it")
+        if self.read_ahead_bytes < 0:
+            raise ValueError(
+                f"ZoomZeroConfig: read_ahead_bytes must be at least 0, got {self.read_ahead_bytes}; 0 reads nothing "
+                "ahead"
+            )
+        if self.video_time_limit is not None and not self.video_time_limit > 0:
+            raise ValueError(
+                f"ZoomZeroConfig: video_time_limit must be positive seconds or None, got {self.video_time_limit}; "
+                f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual"
+            )
+        check_skipped_fraction("ZoomZeroConfig", self.max_skipped_fraction)
         if not self.temperature > 0:
             raise ValueError(
                 f"ZoomZeroConfig: temperature must be above 0, got {self.temperature}; a group needs differing rollouts"

@@ -11,7 +11,7 @@ logits.
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -29,19 +29,16 @@ from zoomzero.trainer.batch import GroupBatch, group_rows, join_rollouts
 from zoomzero.trainer.config import ZoomZeroConfig
 from zoomzero.trainer.credit import (
     REWARDS,
-    UNIFORM_WEIGHTS,
-    UNIFORM_WEIGHTS_WITHOUT_ZOOM,
     credit_matrix,
     informative_groups,
 )
 from zoomzero.trainer.hooks import REMEDY, require_attributes, require_hooks
 from zoomzero.trainer.prompts import PreparedPrompt, PromptEncoder, through_tower
-from zoomzero.trainer.scoring import Scores, score
+from zoomzero.trainer.scoring import Scores, rollout_metrics, score
+from zoomzero.trainer.setup import Rows, checked_dataset, frozen_copy, keywords
+from zoomzero.trainer.skipping import Skipping
 from zoomzero_kernels import linear_grpo_loss, linear_selective_logps, token_advantages
 
-COLUMNS = ("video", "question", "options", "answer", "spans")
-
-Rows = Sequence[Mapping[str, Any]]
 # TRL passes a batch between its hooks as a dictionary; ours has the one entry "groups".
 Batch = dict[str, Any]
 
@@ -86,8 +83,8 @@ class ZoomZeroTrainer(GRPOTrainer):
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
             # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
-            keywords = {"dtype": torch.float32, **_keywords(args.model_init_kwargs)}
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **keywords)
+            options = {"dtype": torch.float32, **keywords(args.model_init_kwargs)}
+            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **options)
         require_qwen2_5_vl(model)
         if not isinstance(processing_class, VideoInputs):
             raise TypeError(
@@ -96,7 +93,7 @@ class ZoomZeroTrainer(GRPOTrainer):
             )
         use_segment_attention(model)
         needs_reference = args.beta > 0 or (args.zoom_reward and args.zoom_scorer == "reference")
-        self.reference = _frozen_copy(model, share_vision=args.freeze_vision) if needs_reference else None
+        self.reference = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference else None
         model.model.visual.requires_grad_(not args.freeze_vision)
         # TRL loads its own reference by the model's name on the hub when beta > 0; ours is the copy above.
         own_args = copy.copy(args)
@@ -105,8 +102,8 @@ class ZoomZeroTrainer(GRPOTrainer):
             model=model,
             reward_funcs=_rewards_of_a_batch,
             args=own_args,
-            train_dataset=_checked_dataset(train_dataset, "train_dataset"),
-            eval_dataset=None if eval_dataset is None else _checked_dataset(eval_dataset, "eval_dataset"),
+            train_dataset=checked_dataset(train_dataset, "train_dataset"),
+            eval_dataset=None if eval_dataset is None else checked_dataset(eval_dataset, "eval_dataset"),
             processing_class=processing_class.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
@@ -121,7 +118,15 @@ class ZoomZeroTrainer(GRPOTrainer):
             freeze_vision=args.freeze_vision,
             feature_bytes=args.feature_cache_bytes,
             frame_bytes=args.frame_cache_bytes,
+            ahead_bytes=args.read_ahead_bytes,
+            time_limit=args.video_time_limit,
         )
+        num_eval = 0 if self.eval_dataset is None else len(cast(Dataset, self.eval_dataset))
+        self._skipping = Skipping(
+            cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
+        )
+        # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
+        self.data_collator = self._read_ahead
         self.credit = credit_matrix(args.credit, zoom_reward=args.zoom_reward)
 
     # -- one generation batch ------------------------------------------------------------------------------------
@@ -138,11 +143,26 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     @torch.no_grad()
     def _generate_and_score_completions(self, inputs: Any) -> Batch:
-        """Rows (each repeated for its group) to prompts, rollouts, rewards, advantages and log-probabilities."""
+        """Rows (each repeated for its group) to prompts, rollouts, rewards, advantages and log-probabilities.
+
+        A group whose video cannot be read is left out; the batch may be empty for it.
+        """
         group_size = self.num_generations if self.model.training else self.num_generations_eval
-        rows = group_rows(inputs, group_size)
+        all_rows = group_rows(inputs, group_size)
         with self._phase("frames"):
-            prompts = self.encoder.prepare([self.encoder.coarse_look(row) for row in rows])
+            found = self.encoder.prepare_coarse(all_rows)
+        rows, prompts = self._skipping.readable(all_rows, found, training=self.model.training)
+        groups = self._scored_groups(rows, prompts, group_size) if rows else None
+        self.encoder.end_batch(all_rows)
+        num_kept = 0 if groups is None else len(groups.prompts)
+        self._record("skipped_fraction", 1 - num_kept / len(all_rows))
+        self._record("num_skipped", self._skipping.num_skipped(training=self.model.training))
+        return {"groups": groups or GroupBatch.empty(self.accelerator.device)}
+
+    def _scored_groups(
+        self, rows: list[Mapping[str, Any]], prompts: list[PreparedPrompt], group_size: int
+    ) -> GroupBatch | None:
+        """Rollouts and what the loss needs of them; None if the zoom pass could read none of the videos."""
         with self._phase("generation"):
             rollouts = self._sample(prompts, group_size)
         texts = self._texts(rollouts)
@@ -150,20 +170,29 @@ class ZoomZeroTrainer(GRPOTrainer):
             scorer = self._zoom_scorer() if self.args.zoom_reward else None
             repeated = [row for row in rows for _ in range(group_size)]
             scores = score(self.encoder, scorer, repeated, texts, self.args.zoom_batch_size)
+        if scores.unreadable:
+            found = [scores.unreadable.get(row["video"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
+            rows, prompts = self._skipping.readable(rows, found, training=self.model.training)
+            kept = [index for index, row in enumerate(repeated) if row["video"] not in scores.unreadable]
+            rollouts, scores, texts = rollouts.select(kept), scores.select(kept), [texts[index] for index in kept]
+        if not rows:
+            return None
         mask = rollouts.mask
         if self.args.mask_truncated_completions:
             mask = mask & rollouts.stopped[:, None]
         if self.args.online_filter:
-            kept = informative_groups(scores.rewards, group_size)
-            mask = mask & kept.repeat_interleave(group_size).to(mask.device)[:, None]
-            self._record("filtered_fraction", (~kept).float().mean())
+            informative = informative_groups(scores.rewards, group_size)
+            mask = mask & informative.repeat_interleave(group_size).to(mask.device)[:, None]
+            self._record("filtered_fraction", (~informative).float().mean())
         advantages = self._advantages(scores, rollouts, mask, group_size)
         ref_logps = None
         if self.beta > 0:
             with self._phase("reference"):
                 ref_logps = self._reference_logps(prompts, rollouts, group_size)
-        self._log_rollouts(rollouts, scores, texts, [row["question"] for row in repeated], advantages)
-        groups = GroupBatch(
+        self._log_rollouts(
+            rollouts, scores, texts, [row["question"] for row in rows for _ in range(group_size)], advantages
+        )
+        return GroupBatch(
             prompts=prompts,
             token_ids=rollouts.token_ids,
             mask=mask,
@@ -172,7 +201,36 @@ class ZoomZeroTrainer(GRPOTrainer):
             ref_logps=ref_logps,
             num_items=int(mask.sum()),
         )
-        return {"groups": groups}
+
+    # -- videos --------------------------------------------------------------------------------------------------
+
+    def _read_ahead(self, rows: Any) -> Any:
+        """The collator: rows as they are, after their videos were handed to the background threads."""
+        # In a process of the loader there is no model to overlap with, and no way back for what was read.
+        if torch.utils.data.get_worker_info() is None:
+            self.encoder.read_ahead(rows)
+        return rows
+
+    def train(self, *args: Any, **keywords: Any) -> Any:
+        """As TRL's; no background thread outlives it.
+
+        Raises:
+            VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
+        """
+        try:
+            return super().train(*args, **keywords)
+        finally:
+            self.encoder.stop_reading_ahead()
+
+    def evaluate(self, *args: Any, **keywords: Any) -> Any:
+        """As TRL's; raises and ends threads as `train`."""
+        try:
+            return super().evaluate(*args, **keywords)
+        finally:
+            if not self.is_in_train:
+                self.encoder.stop_reading_ahead()
+
+    # -- rollouts and their scores -------------------------------------------------------------------------------
 
     def _is_off_policy(self) -> bool:
         """Whether some micro-batch is trained after the weights that generated it have changed (TRL's own rule)."""
@@ -252,6 +310,9 @@ class ZoomZeroTrainer(GRPOTrainer):
         """Policy loss of a micro-batch, scaled for gradient accumulation as TRL scales each loss type."""
         policy = self.accelerator.unwrap_model(model)
         groups: GroupBatch = inputs["groups"]
+        if not groups.prompts:
+            # Every video of the micro-batch is unreadable: no gradient, and the step goes on.
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         training = self.model.training
         accumulation = self.current_gradient_accumulation_steps if training else 1
         num_items = groups.num_items * accumulation / self.args.steps_per_generation if training else groups.num_items
@@ -321,67 +382,8 @@ class ZoomZeroTrainer(GRPOTrainer):
         """TRL reports each trainer's construction to its hub; training here stays offline."""
 
 
-def rollout_metrics(rollouts: Rollouts, scores: Scores, *, zoom_reward: bool) -> dict[str, float]:
-    """What a generation batch logs: rewards, grounding and zoom quality, lengths.
-
-    reward is plain GRPO's total, whatever the credit; reward_std is over the batch.
-    """
-    weights = torch.tensor(UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM)
-    total = scores.rewards @ weights
-    lengths = rollouts.mask.sum(-1).float()
-    metrics = {f"rewards/{name}/mean": scores.mean(name) for name in REWARDS}
-    metrics |= {
-        "reward": float(total.mean()),
-        "reward_std": float(total.std()),
-        "miou": scores.mean("iou"),
-        "fraction_without_span": scores.fraction_without_span,
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float((~rollouts.stopped).float().mean()),
-    }
-    if zoom_reward:
-        metrics |= {"zoom_accuracy": scores.mean("zoom"), "zoom_prompts": float(scores.num_zoom_prompts)}
-    return metrics
-
-
 def _rewards_of_a_batch(**_: object) -> list[float | None]:
     """TRL demands a reward function. The rewards come from `score`, which needs the whole batch, so a call is a bug."""
     raise RuntimeError(
         "ZoomZeroTrainer: rewards are computed with the batch, got a call of TRL's reward hook; " + REMEDY
     )
-
-
-def _keywords(value: dict[str, Any] | str | None) -> dict[str, Any]:
-    """model_init_kwargs as the configuration holds them: TRL also takes JSON text, and has parsed it by now."""
-    return dict(value) if isinstance(value, dict) else {}
-
-
-def _frozen_copy(
-    model: Qwen2_5_VLForConditionalGeneration, *, share_vision: bool
-) -> Qwen2_5_VLForConditionalGeneration:
-    """The model as it is now, without gradients; a vision tower that is not trained is shared, not copied."""
-    visual = model.model.visual
-    memo: dict[int, Any] = {id(visual): visual} if share_vision else {}
-    frozen = copy.deepcopy(model, memo)
-    for name, parameter in frozen.named_parameters():
-        if not (share_vision and name.startswith("model.visual.")):
-            parameter.requires_grad_(False)
-    return frozen.eval()
-
-
-def _checked_dataset(dataset: Dataset | Rows, name: str) -> Dataset:
-    """A datasets.Dataset with the columns that training needs; lists of rows are converted."""
-    if not isinstance(dataset, Dataset):
-        if not isinstance(dataset, Sequence) or not dataset or not isinstance(dataset[0], Mapping):
-            raise TypeError(
-                f"ZoomZeroTrainer: {name} must be a datasets.Dataset or a non-empty list of rows, got "
-                f"{type(dataset).__name__}; pass a list of dictionaries"
-            )
-        dataset = Dataset.from_list([dict(row) for row in dataset])
-    missing = [column for column in COLUMNS if column not in dataset.column_names]
-    if missing:
-        raise ValueError(
-            f"ZoomZeroTrainer: {name} must have the columns {', '.join(COLUMNS)}, got "
-            f"{', '.join(dataset.column_names)}; add {', '.join(missing)}"
-        )
-    return dataset

@@ -1,0 +1,48 @@
+"""Samples whose video cannot be read: left out of their batch, written down once, and an end when they are too many."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zoomzero.trainer.prompts import PreparedPrompt
+from zoomzero.video import VideoError
+from zoomzero.video.loader import SKIPPED_FILE, SkipLog
+
+Row = Mapping[str, Any]
+
+
+class Skipping:
+    """The skipped samples of a run, those of training and of evaluation counted apart, in <folder>/skipped.jsonl.
+
+    Args:
+        folder: of the run's outputs.
+        num_train, num_eval: rows of the two datasets.
+        max_skipped_fraction: share of either that may be skipped.
+    """
+
+    def __init__(self, folder: str, num_train: int, num_eval: int, max_skipped_fraction: float) -> None:
+        file = Path(folder, SKIPPED_FILE)
+        self._logs = {
+            True: SkipLog(file, num_train, max_skipped_fraction),
+            False: SkipLog(file, num_eval, max_skipped_fraction),
+        }
+
+    def num_skipped(self, *, training: bool) -> int:
+        """Distinct samples skipped so far."""
+        return self._logs[training].num_skipped
+
+    def readable(
+        self, rows: Sequence[Row], prompts: Sequence[PreparedPrompt | VideoError], *, training: bool
+    ) -> tuple[list[Row], list[PreparedPrompt]]:
+        """The rows whose video can be read, with their prompts; the others are recorded.
+
+        Raises:
+            VideoError: too many samples are unreadable.
+        """
+        kept: list[tuple[Row, PreparedPrompt]] = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            if isinstance(prompt, VideoError):
+                self._logs[training].record(f"{row['question']} ({'; '.join(row['options'])})", prompt)
+            else:
+                kept.append((row, prompt))
+        return [row for row, _ in kept], [prompt for _, prompt in kept]
