@@ -11,58 +11,17 @@ import torch
 
 pytest.importorskip("trl")
 
-from datasets import Dataset
 from peft import LoraConfig
 from tiny_qwen import END_TOKEN, PATCH_COLUMNS, START_TOKEN, random_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
-from trl import GRPOConfig, GRPOTrainer
+from tiny_trl import VOCAB, make_trainer
+from transformers import Gemma2Config, Gemma2ForCausalLM
+from trl import GRPOTrainer
 
 from zoomzero.integrations.trl import FusedGRPOLossMixin
-
-VOCAB = 50
 
 
 class FusedTrainer(FusedGRPOLossMixin, GRPOTrainer):
     pass
-
-
-def make_model() -> Qwen2ForCausalLM:
-    """One random layer, float32."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = Qwen2Config(vocab_size=VOCAB, num_key_value_heads=2, pad_token_id=VOCAB - 2, **sizes)
-    return Qwen2ForCausalLM(config).float()
-
-
-def make_trainer(
-    folder: Path, model: PreTrainedModel | None = None, peft_config: LoraConfig | None = None, **options: Any
-) -> GRPOTrainer:
-    """A trainer of a tiny random model; nothing is downloaded."""
-    words = {f"w{i}": i for i in range(VOCAB - 2)} | {"<pad>": VOCAB - 2, "<eos>": VOCAB - 1}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-    arguments = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
-        gradient_accumulation_steps=2, use_cpu=True, bf16=False, report_to=[], logging_steps=1, max_steps=1,
-        epsilon=0.2, epsilon_high=0.28, **options,
-    )  # fmt: skip
-    return FusedTrainer(
-        model=model or make_model(),
-        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
-        args=arguments,
-        peft_config=peft_config,
-        train_dataset=Dataset.from_list([{"prompt": f"w{i} w{i + 1}"} for i in range(16)]),
-        processing_class=fast,
-    )
 
 
 def make_inputs(per_token: bool, seed: int = 0) -> dict[str, Any]:
@@ -107,7 +66,7 @@ def assert_equals_trl(trainer: GRPOTrainer, inputs: dict[str, Any]) -> torch.Ten
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_equals_trl(loss_type: str, level: str, tmp_path: Path) -> None:
     options = {"loss_type": loss_type, "importance_sampling_level": level, "temperature": 0.8}
-    trainer = make_trainer(tmp_path, use_bias_correction_kl=False, **options)
+    trainer = make_trainer(FusedTrainer, tmp_path, use_bias_correction_kl=False, **options)
     # Set late: with beta in the configuration TRL would load a reference model from a checkpoint.
     trainer.beta = 0.05
     for per_token in (False, True):
@@ -118,7 +77,7 @@ def test_equals_trl(loss_type: str, level: str, tmp_path: Path) -> None:
 
 
 def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
     inputs = make_inputs(True)
     inputs["tool_mask"] = torch.ones_like(inputs["completion_mask"])
     inputs["tool_mask"][0, 2:4] = 0
@@ -132,7 +91,7 @@ def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) 
 
 
 def test_the_head_sees_one_position_a_sequence(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
     shapes: list[torch.Size] = []
     trainer.model.lm_head.register_forward_hook(lambda module, arguments, output: shapes.append(output.shape))
     loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
@@ -147,7 +106,7 @@ def test_equals_trl_where_the_model_caps_its_logits(tmp_path: Path) -> None:
         vocab_size=VOCAB, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, head_dim=8,
         num_key_value_heads=2, pad_token_id=VOCAB - 2, final_logit_softcapping=0.5, initializer_range=0.3,
     )  # fmt: skip
-    trainer = make_trainer(tmp_path, model=Gemma2ForCausalLM(config).float(), beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, model=Gemma2ForCausalLM(config).float(), beta=0.0)
     for seed in (0, 1):
         assert_equals_trl(trainer, make_inputs(True, seed))
     trainer.args.cast_lm_head_to_fp32 = True
@@ -157,13 +116,13 @@ def test_equals_trl_where_the_model_caps_its_logits(tmp_path: Path) -> None:
 
 def test_equals_trl_with_a_low_rank_adapter(tmp_path: Path) -> None:
     adapter = LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
-    trainer = make_trainer(tmp_path, peft_config=adapter, beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, peft_config=adapter, beta=0.0)
     assert_equals_trl(trainer, make_inputs(True))
 
 
 def test_equals_trl_where_an_adapter_replaces_the_head(tmp_path: Path) -> None:
     adapter = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], r=2, init_lora_weights=False)
-    trainer = make_trainer(tmp_path, peft_config=adapter, beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, peft_config=adapter, beta=0.0)
     assert type(trainer.model.get_output_embeddings()) is not torch.nn.Linear
     assert_equals_trl(trainer, make_inputs(True))
 
@@ -171,7 +130,7 @@ def test_equals_trl_where_an_adapter_replaces_the_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cast", [False, True])
 def test_mixed_precision(cast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast the head multiplies in bfloat16, or in float32 where GRPOConfig asks for that."""
-    trainer = make_trainer(tmp_path, beta=0.0, cast_lm_head_to_fp32=cast)
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0, cast_lm_head_to_fp32=cast)
     monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16))
     ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
     theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, make_inputs(True))
@@ -183,7 +142,7 @@ def test_mixed_precision(cast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_equals_trl_with_images(tmp_path: Path) -> None:
     """Two prompts with one image each of unequal size: positions of the text depend on what the image tokens are."""
-    trainer = make_trainer(tmp_path, model=random_model().train(), beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, model=random_model().train(), beta=0.0)
     image_token = trainer.model.config.image_token_id
     grids = [(1, 4, 6), (1, 4, 4)]
     prompts = []
@@ -209,7 +168,7 @@ def test_equals_trl_with_images(tmp_path: Path) -> None:
 
 
 def test_trains(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, beta=0.0)
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
     before = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     trainer.train()
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
@@ -224,20 +183,20 @@ def test_trains(tmp_path: Path) -> None:
     ],
 )
 def test_refuses_options_it_would_ignore(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, **options)
+    trainer = make_trainer(FusedTrainer, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
 
 
 def test_refuses_weighted_kl(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, use_bias_correction_kl=True)
+    trainer = make_trainer(FusedTrainer, tmp_path, use_bias_correction_kl=True)
     trainer.beta = 0.05
     with pytest.raises(ValueError, match="the fused loss has no use_bias_correction_kl"):
         FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
 
 
 def test_refuses_inputs_that_would_be_dropped(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path)
+    trainer = make_trainer(FusedTrainer, tmp_path)
     trainer.current_gradient_accumulation_steps = 1
     with pytest.raises(ValueError, match="inputs pixel_values_videos are not passed on"):
         FusedTrainer._compute_loss(trainer, trainer.model, {**make_inputs(False), "pixel_values_videos": torch.ones(1)})

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from documentation import python_block
 from rival_libraries import import_rival
 from torch import Tensor
 
@@ -158,6 +162,36 @@ def test_policy_loss_ignores_what_padding_holds() -> None:
         results.append((loss.detach(), grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_the_page_for_readers() -> None:
+    """The Python of docs/drop_in.md on verl, run as it stands there."""
+    rewards, segments, credit, mask, index = make_batch()
+    names: dict[str, Any] = {"rewards": rewards, "segments": segments, "credit": credit, "response_mask": mask.long()}
+    exec(python_block("drop_in.md", "import credited_rewards"), names)
+    groups = torch.arange(6)
+    expected = reference.token_advantages(rewards, segments, credit, groups, mask, normalize="none")
+    torch.testing.assert_close(names["token_level_rewards"], expected)
+    columns = {"iou": rewards[:, 0].numpy(), "answer": rewards[:, 1].numpy(), "uid": index}
+    names["data"] = DataProto.from_dict(
+        tensors={"segments": segments, "response_mask": mask.long()}, non_tensors=columns
+    )
+    exec(python_block("drop_in.md", "import write_advantages"), names)
+    groups = torch.tensor([0, 1, 0, 2, 1, 0])
+    expected = reference.token_advantages(rewards, segments, credit, groups, mask, normalize="segments")
+    torch.testing.assert_close(names["data"].batch["advantages"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_verl_imports_the_adapter_by_itself() -> None:
+    program = (
+        "import verl; from verl.trainer.ppo import core_algos; "
+        "print(core_algos.get_adv_estimator_fn('token_adv').__module__, "
+        "core_algos.get_policy_loss_fn('zoomzero').__module__)"
+    )
+    environment = {**os.environ, "VERL_USE_EXTERNAL_MODULES": "zoomzero.integrations.verl"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["zoomzero.integrations.verl"] * 2, done.stderr[-3000:]
 
 
 def test_policy_loss_needs_a_config() -> None:
