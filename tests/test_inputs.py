@@ -1,5 +1,6 @@
 """Model inputs against the real transformers video processor, and the rules for prompts and settings."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from transformers import Qwen2VLVideoProcessor
 
-from zoomzero.inputs import PassSettings, VideoInputs, ZoomSettings, load_processor
+from zoomzero.inputs import VideoInputs, load_processor
 from zoomzero.prompts import Prompts
+from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic import make_clips, tiny_checkpoint, tiny_processor
 from zoomzero.synthetic.clips import Clip
 from zoomzero.video import open_video
@@ -79,6 +81,23 @@ def test_no_span_means_the_whole_video(clip: Clip, processor: VideoInputs) -> No
     assert max(plan.timestamps) - min(plan.timestamps) > 16
 
 
+def test_a_share_of_the_zoom_can_show_the_rest_of_the_video(clip: Clip, processor: VideoInputs) -> None:
+    span = (4.0, 9.0)
+    zoom = dataclasses.replace(processor.settings.zoom, max_frames=16, context_fraction=0.25)
+    settings = dataclasses.replace(processor.settings, zoom=zoom)
+    mixed = VideoInputs(processor.tokenizer, settings, processor.geometry)
+    with open_video(clip.path) as video:
+        plans = [mixed.plan(video, [span]), mixed.plan(video, [span], context_fraction=0.0), mixed.plan(video, [])]
+        plans.append(processor.plan(video, [span], context_fraction=0.5))
+        with pytest.raises(ValueError, match="context_fraction needs spans to zoom into"):
+            mixed.plan(video, context_fraction=0.5)
+    outside = [sum(not span[0] <= time <= span[1] for time in plan.timestamps) for plan in plans]
+    counts = [len(plan.timestamps) for plan in plans]
+    assert (outside[0], outside[1], outside[3]) == (round(0.25 * counts[0]), 0, counts[3] // 2)
+    assert outside[0] > 0
+    assert all(plan.num_tokens <= zoom.budget_tokens for plan in plans)
+
+
 def test_smuggled_special_tokens_are_refused(clip: Clip, processor: VideoInputs) -> None:
     with pytest.raises(ValueError, match=r"must not contain the special token <\|video_pad\|>"):
         processor(clip.path, "what <|video_pad|>?", OPTIONS)
@@ -127,11 +146,15 @@ def test_settings_survive_saving_and_bad_files_are_refused(tmp_path: Path) -> No
     (tmp_path / "zoomzero.json").write_text("not json")
     with pytest.raises(ValueError, match="not valid settings"):
         ZoomSettings.load(tmp_path)
+    with pytest.raises(ValueError, match=r"context_fraction must be in \[0, 1\), got 1"):
+        PassSettings(budget_tokens=7, context_fraction=1)
+    with pytest.raises(ValueError, match=r"the coarse pass sees the whole video .* got 0\.5"):
+        ZoomSettings(coarse=PassSettings(budget_tokens=7, context_fraction=0.5))
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
-    with pytest.raises(ValueError, match="must be a qwen2_5_vl model, got qwen2"):
+    with pytest.raises(ValueError, match="must be a qwen2_5_vl or qwen3_vl model, got qwen2 at"):
         load_processor(tmp_path)
 
 

@@ -14,7 +14,7 @@ import torch
 
 from zoomzero.budget import FramePlan
 from zoomzero.generation import SamplingOptions, generate, next_token_logps
-from zoomzero.inputs import EncodedVideo, VideoInputs, load_processor
+from zoomzero.inputs import EncodedVideo, VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.intervals import clip, merge
 from zoomzero.modeling import EncodedPrompt, encode_prompts, use_segment_attention
 from zoomzero.prompts import OPTION_LETTERS
@@ -127,6 +127,7 @@ class ZoomZero:
     """
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs) -> None:
+        require_qwen2_5_inputs(processor)
         use_segment_attention(model)
         self.model = model
         self.processor = processor
@@ -143,7 +144,7 @@ class ZoomZero:
 
         Args:
             path: checkpoint folder or hub name; None loads the tiny model that the package carries, which reads the
-                synthetic clips of `zoomzero.synthetic`.
+                synthetic clips of `zoomzero.synthetic`. Qwen3-VL checkpoints are refused: their model is not supported.
             device: CUDA if there is a GPU, else the CPU, unless told.
             dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
         """
@@ -154,9 +155,11 @@ class ZoomZero:
 
             path = tiny_checkpoint()
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        processor = load_processor(path)
+        require_qwen2_5_inputs(processor)
         chosen = dtype or ("auto" if target.type == "cuda" else torch.float32)
         model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=chosen)
-        return cls(model.to(target).eval(), load_processor(path))
+        return cls(model.to(target).eval(), processor)
 
     def answer(
         self,

@@ -12,108 +12,65 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoomzero.budget import FramePlan, plan_frames
-from zoomzero.prompts import Prompts
+from zoomzero.settings import ZoomSettings
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero_kernels import frame_resample
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedTokenizerBase
 
-SETTINGS_FILE = "zoomzero.json"
 VIDEO_PAD = "<|video_pad|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
 # Frames read before they are turned into patches: bounds the memory that full-size frames take.
 FRAMES_PER_CHUNK = 16
 
-# CLIP's statistics, which every Qwen-VL processor uses; a checkpoint's own preprocessor file takes precedence.
+# CLIP's statistics, which the processors of Qwen2.5-VL use, and those of Qwen3-VL; a checkpoint's own file takes
+# precedence.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclasses.dataclass(frozen=True)
-class PassSettings:
-    """How frames are chosen for one pass; the arguments of `zoomzero.budget.plan_frames` of the same names."""
-
-    budget_tokens: int
-    sample_fps: float = 2.0
-    max_frames: int = 768
-    min_frame_tokens: int = 16
-    max_frame_tokens: int = 768
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"PassSettings: {field.name} must be a positive number, got {value!r}; correct it")
-
-
-@dataclasses.dataclass(frozen=True)
-class ZoomSettings:
-    """What a checkpoint was trained with, stored beside its weights as zoomzero.json.
-
-    The defaults are the method's: 8192 visual tokens for the coarse pass, 4096 from at most 256 frames for the zoom.
-    """
-
-    coarse: PassSettings = PassSettings(budget_tokens=8192)
-    zoom: PassSettings = PassSettings(budget_tokens=4096, max_frames=256)
-    prompts: Prompts = dataclasses.field(default_factory=Prompts)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        Path(folder, SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
-
-    @staticmethod
-    def load(folder: str | os.PathLike[str]) -> ZoomSettings:
-        """Read zoomzero.json from a checkpoint's folder; the defaults if it has none.
-
-        Raises:
-            ValueError: the file is there but is not valid.
-        """
-        file = Path(folder, SETTINGS_FILE)
-        if not file.exists():
-            return ZoomSettings()
-        try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            return ZoomSettings(
-                coarse=PassSettings(**data["coarse"]),
-                zoom=PassSettings(**data["zoom"]),
-                prompts=Prompts(**data["prompts"]),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: not valid settings of zoomzero: {error}; restore or delete the file") from error
+HALVES = (0.5, 0.5, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionGeometry:
-    """Patch layout of a vision tower: pixels a patch side, patches a token side, frames a temporal patch."""
+    """What a vision tower takes: pixels a patch side, patches a token side, frames a temporal patch, pixel statistics.
+
+    times_in_prompt: the prompt names the time of each temporal patch (Qwen3-VL) instead of the positions (Qwen2.5-VL).
+    """
 
     patch_size: int = 14
     merge_size: int = 2
     temporal_patch_size: int = 2
     mean: tuple[float, ...] = CLIP_MEAN
     std: tuple[float, ...] = CLIP_STD
+    times_in_prompt: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class EncodedVideo:
     """Model inputs of the visual part.
 
-    pixel_values_videos [t*h*w, 3*tp*ps*ps] float32, video_grid_thw int64 [1, 3] (in patches), second_per_grid_ts
-    float32 [1]: seconds from one temporal patch to the next.
+    pixel_values_videos [t*h*w, 3*tp*ps*ps], video_grid_thw int64 [1, 3] (in patches), second_per_grid_ts float32 [1]:
+    seconds from one temporal patch to the next; times: for each temporal patch the mean of the times at which its first
+    and its last frame start, in seconds.
     """
 
     pixel_values_videos: torch.Tensor
     video_grid_thw: torch.Tensor
     second_per_grid_ts: torch.Tensor
+    times: tuple[float, ...]
     plan: FramePlan
 
 
 class VideoInputs:
-    """Processor for Qwen2.5-VL checkpoints: video + question -> model inputs under a visual-token budget.
+    """Processor for Qwen2.5-VL and Qwen3-VL checkpoints: video + question -> model inputs under a visual-token budget.
 
     Args:
         tokenizer: the checkpoint's tokenizer, with a chat template that takes video parts.
         settings: budgets and prompts of the two passes.
         geometry: patch layout of the vision tower.
+        dtype: of the patches; bfloat16 halves them.
     """
 
     def __init__(
@@ -121,10 +78,12 @@ class VideoInputs:
         tokenizer: PreTrainedTokenizerBase,
         settings: ZoomSettings | None = None,
         geometry: VisionGeometry | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()
+        self.dtype = dtype
         vocabulary = tokenizer.get_vocab()
         if VIDEO_PAD not in vocabulary:
             raise ValueError(
@@ -151,7 +110,7 @@ class VideoInputs:
 
         Returns:
             input_ids, attention_mask, mm_token_type_ids [1, L] int64 and the visual part as in `EncodedVideo`: ready
-            for the model's forward as keyword arguments.
+            for the model's forward as keyword arguments. Qwen3-VL's have no second_per_grid_ts: times are in the text.
 
         Raises:
             ValueError: question, options or spans are not valid.
@@ -171,13 +130,18 @@ class VideoInputs:
         spans: Sequence[tuple[float, float]] | None = None,
         *,
         budget_tokens: int | None = None,
+        context_fraction: float | None = None,
     ) -> FramePlan:
         """The frames of a pass: coarse when spans is None, else zoomed into them.
 
-        An empty list of spans (a response that named none) plans a zoom pass over the whole video. budget_tokens
-        overrides the settings' budget.
+        An empty list of spans (a response that named none) plans a zoom pass over the whole video. budget_tokens and
+        context_fraction (share of a zoom's frames that is spread over the rest of the video) override the settings'.
         """
         settings = self.settings.coarse if spans is None else self.settings.zoom
+        context = settings.context_fraction if context_fraction is None else context_fraction
+        if spans is not None and not spans:
+            # The whole video is planned: there is no rest of it.
+            context = 0.0
         return plan_frames(
             video.duration,
             video.height,
@@ -185,6 +149,7 @@ class VideoInputs:
             budget_tokens=budget_tokens or settings.budget_tokens,
             sample_fps=settings.sample_fps,
             spans=None if spans is None else list(spans),
+            context_fraction=context,
             max_frames=settings.max_frames,
             min_frame_tokens=settings.min_frame_tokens,
             max_frame_tokens=settings.max_frame_tokens,
@@ -196,7 +161,7 @@ class VideoInputs:
     def patch_bytes(self, plan: FramePlan) -> int:
         """Bytes of the patches that `encode` makes for the plan."""
         tokens = self.geometry.merge_size**2 * plan.num_tokens
-        return tokens * 3 * self.geometry.temporal_patch_size * self.geometry.patch_size**2 * torch.float32.itemsize
+        return tokens * 3 * self.geometry.temporal_patch_size * self.geometry.patch_size**2 * self.dtype.itemsize
 
     def encode(self, video: Video, plan: FramePlan) -> EncodedVideo:
         """Read the plan's frames and turn them into patches, chunk by chunk into one preallocated tensor.
@@ -210,7 +175,8 @@ class VideoInputs:
         shape = num_steps * grid_h * grid_w, 3 * step * geometry.patch_size**2
         patches: torch.Tensor | None = None
         filled = 0
-        for frames, _ in video.stream(plan.timestamps, chunk=max(1, FRAMES_PER_CHUNK // step) * step):
+        starts: list[float] = []
+        for frames, shown in video.stream(plan.timestamps, chunk=max(1, FRAMES_PER_CHUNK // step) * step):
             part = frame_resample(
                 frames,
                 size=plan.size,
@@ -219,21 +185,25 @@ class VideoInputs:
                 patch_size=geometry.patch_size,
                 merge_size=geometry.merge_size,
                 temporal_patch_size=step,
+                dtype=self.dtype,
             )
+            starts += shown.tolist()
             patches = part.new_empty(shape) if patches is None else patches
             patches[filled : filled + len(part)] = part
             filled += len(part)
         if patches is None or filled != shape[0]:
             raise VideoError(video.path, f"gave {filled} patches where the plan needs {shape[0]}")
         grid = torch.tensor([[num_steps, grid_h, grid_w]])
-        return EncodedVideo(patches, grid, torch.tensor([step / plan.sample_fps]), plan)
+        starts += starts[-1:] * (num_steps * step - len(starts))
+        times = tuple((starts[i] + starts[i + step - 1]) / 2 for i in range(0, len(starts), step))
+        return EncodedVideo(patches, grid, torch.tensor([step / plan.sample_fps]), times, plan)
 
     def seen_frames(self, encoded: EncodedVideo) -> torch.Tensor:
         """The frames of an encoded video as the model sees them, uint8 [n, height, width, 3]: the patches put back."""
         geometry, plan = self.geometry, encoded.plan
         step, patch, merge = geometry.temporal_patch_size, geometry.patch_size, geometry.merge_size
         t, grid_h, grid_w = encoded.video_grid_thw[0].tolist()
-        cells = encoded.pixel_values_videos.view(
+        cells = encoded.pixel_values_videos.float().view(
             t, grid_h // merge, grid_w // merge, merge, merge, 3, step, patch, patch
         )
         # Patch order is (t, rows, columns, row in token, column in token, channel, frame, y, x).
@@ -247,21 +217,33 @@ class VideoInputs:
 
         merged = self.geometry.merge_size**2
         num_tokens = int(encoded.video_grid_thw.prod()) // merged
-        input_ids = self.prompt_ids(question, options, num_tokens, zoomed=zoomed)
-        return BatchFeature(
-            {
-                "input_ids": input_ids,
-                "attention_mask": torch.ones_like(input_ids),
-                # 2 marks video tokens for the model's M-RoPE positions.
-                "mm_token_type_ids": (input_ids == self.video_token_id).long() * 2,
-                "pixel_values_videos": encoded.pixel_values_videos,
-                "video_grid_thw": encoded.video_grid_thw,
-                "second_per_grid_ts": encoded.second_per_grid_ts,
-            }
-        )
+        input_ids = self.prompt_ids(question, options, num_tokens, zoomed=zoomed, times=encoded.times)
+        inputs = {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            # 2 marks video tokens for the model's M-RoPE positions.
+            "mm_token_type_ids": (input_ids == self.video_token_id).long() * 2,
+            "pixel_values_videos": encoded.pixel_values_videos,
+            "video_grid_thw": encoded.video_grid_thw,
+        }
+        if not self.geometry.times_in_prompt:
+            inputs["second_per_grid_ts"] = encoded.second_per_grid_ts
+        return BatchFeature(inputs)
 
-    def prompt_ids(self, question: str, options: Sequence[str], num_tokens: int, *, zoomed: bool) -> torch.Tensor:
-        """Token ids of the prompt with `num_tokens` visual placeholders, int64 [1, L]."""
+    def prompt_ids(
+        self,
+        question: str,
+        options: Sequence[str],
+        num_tokens: int,
+        *,
+        zoomed: bool,
+        times: Sequence[float] = (),
+    ) -> torch.Tensor:
+        """Token ids of the prompt with `num_tokens` visual placeholders, int64 [1, L].
+
+        times: seconds of the temporal patches, which share the placeholders equally; needed where the geometry has
+        times_in_prompt, else unused.
+        """
         for text in (question, *options):
             for token in self.tokenizer.all_special_tokens:
                 if token in text:
@@ -278,8 +260,16 @@ class VideoInputs:
             raise ValueError(
                 f"the tokenizer's chat template gives no {VIDEO_PAD} for a video part; use a Qwen-VL template"
             )
-        ids = [*self._ids(before), *[self.video_token_id] * num_tokens, *self._ids(after)]
-        return torch.tensor([ids])
+        if not self.geometry.times_in_prompt:
+            ids = [*self._ids(before), *[self.video_token_id] * num_tokens, *self._ids(after)]
+            return torch.tensor([ids])
+        # As in transformers' Qwen3-VL processor, the template's own pair of vision tokens stays around all patches.
+        labels = [f"<{seconds:.1f} seconds>{VISION_START}" for seconds in times]
+        ids = []
+        for label in labels:
+            ids += [*self._ids(before + label), *[self.video_token_id] * (num_tokens // len(times))]
+            before = VISION_END
+        return torch.tensor([[*ids, *self._ids(before + after)]])
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -290,33 +280,56 @@ class VideoInputs:
         self.settings.save(folder)
 
 
-def load_processor(path: str | os.PathLike[str]) -> VideoInputs:
-    """The processor of a Qwen2.5-VL checkpoint on disk (or in the local hub cache).
+def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> VideoInputs:
+    """The processor of a Qwen2.5-VL or Qwen3-VL checkpoint on disk (or in the local hub cache).
 
-    Patch geometry comes from the checkpoint's config, pixel statistics from its preprocessor file (CLIP's if it has
-    none), budgets and prompts from its zoomzero.json (the method's defaults if it has none).
+    Patch geometry comes from the checkpoint's config, pixel statistics from its preprocessor file (the family's own if
+    it has none), budgets and prompts from its zoomzero.json (the method's defaults if it has none).
+
+    Args:
+        path: the checkpoint.
+        dtype: of the patches.
 
     Raises:
-        ValueError: the checkpoint is not a Qwen2.5-VL model.
+        ValueError: the checkpoint is of another family.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path)
-    if config.model_type != "qwen2_5_vl":
+    if config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
         raise ValueError(
-            f"load_processor: the checkpoint must be a qwen2_5_vl model, got {config.model_type} at {path}"
+            f"load_processor: the checkpoint must be a qwen2_5_vl or qwen3_vl model, got {config.model_type} at "
+            f"{path}; choose one of these"
         )
+    is_qwen3 = config.model_type == "qwen3_vl"
+    mean, std = _pixel_statistics(Path(path)) or ((HALVES, HALVES) if is_qwen3 else (CLIP_MEAN, CLIP_STD))
     vision = config.vision_config
-    mean, std = _pixel_statistics(Path(path))
-    geometry = VisionGeometry(vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std)
-    return VideoInputs(AutoTokenizer.from_pretrained(path), ZoomSettings.load(path), geometry)
+    geometry = VisionGeometry(
+        vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std, times_in_prompt=is_qwen3
+    )
+    return VideoInputs(AutoTokenizer.from_pretrained(path), ZoomSettings.load(path), geometry, dtype)
 
 
-def _pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+def require_qwen2_5_inputs(processor: VideoInputs) -> None:
+    """ValueError for inputs that a Qwen2.5-VL model does not take."""
+    if processor.geometry.times_in_prompt:
+        raise ValueError(
+            "zoomzero: answering and training need the inputs of a Qwen2.5-VL checkpoint, got those of a Qwen3-VL one; "
+            "use a Qwen2.5-VL checkpoint, or VideoInputs with transformers' own model"
+        )
+
+
+def _pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation from a checkpoint's processor files, those for video first."""
+    for name, part in (
+        ("processor_config.json", "video_processor"),
+        ("video_preprocessor_config.json", None),
+        ("preprocessor_config.json", None),
+    ):
         file = folder / name
         if file.exists():
             data = json.loads(file.read_text(encoding="utf-8"))
+            data = data if part is None else data.get(part, {})
             if "image_mean" in data and "image_std" in data:
                 return tuple(data["image_mean"]), tuple(data["image_std"])
-    return CLIP_MEAN, CLIP_STD
+    return None

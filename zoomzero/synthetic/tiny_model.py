@@ -9,8 +9,9 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.inputs import PassSettings, VideoInputs, VisionGeometry, ZoomSettings
+from zoomzero.inputs import VideoInputs, VisionGeometry
 from zoomzero.prompts import Prompts
+from zoomzero.settings import PassSettings, ZoomSettings
 
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"

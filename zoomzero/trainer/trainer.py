@@ -21,7 +21,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import GRPOTrainer
 
 from zoomzero.generation import Rollouts, SamplingOptions, generate
-from zoomzero.inputs import VideoInputs, load_processor
+from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.modeling import require_qwen2_5_vl, use_segment_attention
 from zoomzero.packing import pack_groups, packed_hidden_states
 from zoomzero.responses import token_segments
@@ -82,6 +82,7 @@ class ZoomZeroTrainer(GRPOTrainer):
             raise TypeError(f"ZoomZeroTrainer: args must be a ZoomZeroConfig, got {type(args).__name__}; build one")
         if isinstance(model, str):
             processing_class = processing_class or load_processor(model)
+            require_qwen2_5_inputs(processing_class)
             # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
             options = {"dtype": torch.float32, **keywords(args.model_init_kwargs)}
             model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **options)
@@ -91,6 +92,7 @@ class ZoomZeroTrainer(GRPOTrainer):
                 f"ZoomZeroTrainer: processing_class must be a VideoInputs, got {type(processing_class).__name__}; use "
                 "zoomzero.load_processor(path of the checkpoint)"
             )
+        require_qwen2_5_inputs(processing_class)
         use_segment_attention(model)
         needs_reference = args.beta > 0 or (args.zoom_reward and args.zoom_scorer == "reference")
         self.reference = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference else None

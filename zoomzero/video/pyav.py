@@ -255,7 +255,7 @@ class PyAVVideo(Video):
         )
 
     def _seconds(self, pts: int) -> float:
-        return float(pts - int(self.table.pts[0])) * float(self.table.time_base)
+        return float((pts - int(self.table.pts[0])) * self.table.time_base)
 
     def _read(self, indices: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
         if self._plan is not self._prepared:

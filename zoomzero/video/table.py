@@ -42,8 +42,9 @@ class FrameTable:
 
     @property
     def timestamps(self) -> npt.NDArray[np.float64]:
-        """float64 [N], seconds from the first frame."""
-        return np.asarray(self.pts - self.pts[0], dtype=np.float64) * float(self.time_base)
+        """float64 [N], seconds from the first frame, rounded once: frame i of 30 a second starts at exactly i / 30."""
+        ticks = np.asarray(self.pts - self.pts[0], dtype=np.float64)
+        return ticks * self.time_base.numerator / self.time_base.denominator
 
     @property
     def duration(self) -> float:
