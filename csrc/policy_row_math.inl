@@ -1,4 +1,5 @@
-// Maths over one row of logits with compiler vectors; included by one file for each instruction set.
+// Maths over one row of logits with compiler vectors; included by one file for each instruction set, which defines
+// ZOOMZERO_ROW_MATH_LANES, the floats of its registers.
 //
 // Problem: log-sum-exp and entropy of up to 262,144 logits, then their softmax times a number. Memory traffic: the first
 // pass reads the row from memory, the second finds it in the L2 cache (a float32 row of 152k logits is 600 kB) and writes
@@ -13,7 +14,7 @@
 namespace zoomzero {
 namespace {
 
-constexpr int64_t kLanes = 16;
+constexpr int64_t kLanes = ZOOMZERO_ROW_MATH_LANES;
 constexpr int64_t kBlock = 1024;
 using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
 using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -24,25 +25,27 @@ constexpr float kInfinity = __builtin_inff();
 
 inline Floats broadcast(float value) { return Floats{} + value; }
 
-// exp of values <= 0 (or NaN): x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by the degree-6 minimax polynomial of Cephes'
-// expf (relative error below 2e-7), times 2^n. Below -87.3 the result would be subnormal: it is 0.
-inline Floats exp_of_nonpositive(Floats x) {
-  constexpr float kSmallest = -87.3f;
-  constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer kept in the low mantissa bits
-  const Ints underflow = x < kSmallest;
-  x = underflow ? broadcast(kSmallest) : x;
-  const Floats shifted = x * 1.44269504088896341f + kRounder;
-  const Floats n = shifted - kRounder;
-  const Floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Floats y = broadcast(1.9875691500e-4f);
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * (r * r) + r + 1.0f;
-  const Words exponent = (reinterpret_cast<Words>(shifted) - 0x4B400000u + 127u) << 23;
-  return underflow ? broadcast(0.0f) : y * reinterpret_cast<Floats>(exponent);
+// The larger value; NaN where `value` is NaN, as one instruction of x86 does it.
+inline Floats at_least(Floats limit, Floats value) { return limit > value ? limit : value; }
+
+// Differences below this have an exp of 0: 2^-127 leaves an exponent of zero bits.
+constexpr float kLowestDifference = -127.0f * 0.693147180559945309f;
+
+// exp of values from kLowestDifference to just above 0, or NaN: x = (n + f) ln 2 with |f| <= 1/2, and 2^f by the degree-5
+// polynomial that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
+inline Floats exp_of_difference(Floats x) {
+  constexpr float kLog2E = 1.44269504088896341f;
+  // 1.5 * 2^23 + 127: adding it rounds to an integer, kept with the exponent's bias in the low mantissa bits.
+  constexpr float kRounder = 12582912.0f + 127.0f;
+  const Floats shifted = x * kLog2E + kRounder;
+  const Floats f = x * kLog2E - (shifted - kRounder);
+  Floats y = broadcast(1.3264728e-3f);
+  y = y * f + 9.6715130e-3f;
+  y = y * f + 5.5507336e-2f;
+  y = y * f + 2.4022242e-1f;
+  y = y * f + 6.9314700e-1f;
+  y = y * f + 1.0f;
+  return y * reinterpret_cast<Floats>(reinterpret_cast<Words>(shifted) << 23);
 }
 
 inline Floats widen(Shorts bits, BFloat16Bits) {
@@ -155,21 +158,21 @@ struct RunningSums {
 };
 
 inline void accumulate(Floats z, float largest, Floats& sum, Floats& weighted) {
-  const Floats difference = z - largest;
-  const Floats power = exp_of_nonpositive(difference);
+  // Beyond the limit, -inf included, exp is 0 and any finite number will do in place of the difference.
+  const Floats difference = at_least(broadcast(kLowestDifference), z - largest);
+  const Floats power = exp_of_difference(difference);
   sum += power;
-  // Where exp gave 0 the difference may be -inf: any finite number will do in its place.
-  weighted += power * (difference < -100.0f ? broadcast(-100.0f) : difference);
+  weighted += power * difference;
 }
 
 // z holds count <= kBlock values, padded with -inf to whole vectors.
 inline void add_block(const Floats* z, int64_t num_vectors, RunningSums& sums) {
   Floats maxima[4] = {z[0], z[0], z[0], z[0]};
   for (int64_t i = 0; i + 4 <= num_vectors; i += 4) {
-    for (int64_t k = 0; k < 4; ++k) maxima[k] = z[i + k] > maxima[k] ? z[i + k] : maxima[k];
+    for (int64_t k = 0; k < 4; ++k) maxima[k] = at_least(z[i + k], maxima[k]);
   }
-  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) maxima[0] = z[i] > maxima[0] ? z[i] : maxima[0];
-  for (int64_t k = 1; k < 4; ++k) maxima[0] = maxima[k] > maxima[0] ? maxima[k] : maxima[0];
+  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) maxima[0] = at_least(z[i], maxima[0]);
+  for (int64_t k = 1; k < 4; ++k) maxima[0] = at_least(maxima[k], maxima[0]);
   sums.raise(max_of(maxima[0]));
   // Nothing above -inf so far: the differences would be NaN. 0 + NaN still shows a NaN among the values.
   if (sums.largest == -kInfinity) {
@@ -208,13 +211,12 @@ RowStatistics statistics(const void* row, int64_t vocab_size, float inv_temperat
 template <bool kWithEntropy>
 inline Floats gradient_of(Floats z, const RowGradient& g) {
   // Two steps, since largest + log_sum would round under large logits.
-  const Floats log_prob = (z - static_cast<float>(g.statistics.largest)) - static_cast<float>(g.statistics.log_sum);
-  // A log-probability is at most 0 up to rounding.
-  const Floats power = exp_of_nonpositive(log_prob > 0.0f ? broadcast(0.0f) : log_prob);
+  const Floats difference = (z - static_cast<float>(g.statistics.largest)) - static_cast<float>(g.statistics.log_sum);
+  const Floats log_prob = at_least(broadcast(kLowestDifference), difference);
+  const Floats power = exp_of_difference(log_prob);
   const Floats share = power * static_cast<float>(-g.slope * g.inv_temperature);
   if constexpr (!kWithEntropy) return share;
-  const Floats bounded = log_prob < -100.0f ? broadcast(-100.0f) : log_prob;
-  const Floats spread = power * (bounded + static_cast<float>(g.statistics.entropy));
+  const Floats spread = power * (log_prob + static_cast<float>(g.statistics.entropy));
   return share - spread * static_cast<float>(g.entropy_slope * g.inv_temperature);
 }
 

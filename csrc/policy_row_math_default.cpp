@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#define ZOOMZERO_ROW_MATH_LANES 4
 #include "policy_row_math.inl"
 
 namespace zoomzero {

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "huge_pages.h"
 #include "policy_rows.h"
 
 namespace zoomzero {
@@ -61,7 +62,10 @@ GradientRows gradient_rows(const MaybeTensor& grad, const at::Tensor& logits) {
   TORCH_CHECK(grad->sizes() == logits.sizes() && grad->scalar_type() == logits.scalar_type() &&
                   (grad->size(2) == 1 || grad->stride(2) == 1),
               "policy_rows: grad must be like the logits with unit stride in V, got strides ", grad->strides());
-  return {grad->mutable_data_ptr(), grad->stride(0), grad->stride(1)};
+  void* data = grad->mutable_data_ptr();
+  // A fresh gradient: its page faults would cost more than the arithmetic.
+  if (data != logits.const_data_ptr() && grad->is_contiguous()) advise_huge_pages(data, grad->nbytes());
+  return {data, grad->stride(0), grad->stride(1)};
 }
 
 // Threads take rows one by one: masked and clipped rows are cheap, so equal ranges would not be equal work.
