@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import torch
 
 pytest.importorskip("trl")
 
+import torch.distributed as dist
 from peft import LoraConfig
 from tiny_qwen import END_TOKEN, PATCH_COLUMNS, START_TOKEN, random_model
 from tiny_trl import VOCAB, make_trainer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Gemma2Config, Gemma2ForCausalLM
 from trl import GRPOTrainer
 
@@ -125,6 +130,36 @@ def test_equals_trl_where_an_adapter_replaces_the_head(tmp_path: Path) -> None:
     trainer = make_trainer(FusedTrainer, tmp_path, peft_config=adapter, beta=0.0)
     assert type(trainer.model.get_output_embeddings()) is not torch.nn.Linear
     assert_equals_trl(trainer, make_inputs(True))
+
+
+@pytest.fixture
+def process_group() -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+# The hook of the head must see whole weights and hand its gradient to the wrapper; one process is enough for that.
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_wrapped_models(wrapper: str, tmp_path: Path, process_group: None) -> None:
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
+    inputs = make_inputs(True)
+    expected, expected_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, inputs)
+    trainer.model.zero_grad(set_to_none=True)
+    if wrapper == "ddp":
+        wrapped: torch.nn.Module = DistributedDataParallel(trainer.model)
+    else:
+        mesh = init_device_mesh("cpu", (1,))
+        fully_shard(trainer.model.model.layers[0], mesh=mesh)
+        wrapped = fully_shard(trainer.model, mesh=mesh)
+    loss = trainer._compute_loss(wrapped, inputs)
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), expected)
+    grads = [parameter.grad for parameter in trainer.model.parameters()]
+    for mine, exact in zip(grads, expected_grads, strict=True):
+        whole = mine.full_tensor() if wrapper == "fsdp2" else mine
+        torch.testing.assert_close(whole, exact, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("cast", [False, True])
