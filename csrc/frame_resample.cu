@@ -43,6 +43,7 @@ struct Strip {
   int x0, columns;       // output columns
   int source_x, source_columns;
   bool packed;  // pixels are three adjacent bytes
+  bool exists;  // the frame's index is one of the source; otherwise its output is NaN, as a read elsewhere would hide it
 };
 
 // Bytes between a staged row's 16-byte aligned start and its first pixel.
@@ -129,7 +130,7 @@ __device__ void vertical_pass(const FrameResampleParams& p, const FrameResampleL
   const int lane = threadIdx.x % kWarp;
   for (int run = threadIdx.x / kWarp; run < num_runs; run += kThreads / kWarp) {
     const int c = run % kChannels, x = run / kChannels % runs_x * run_w, y = y0 + run / kChannels / runs_x * run_h;
-    const float scale = p.scale[c], shift = p.shift[c];
+    const float scale = p.scale[c], shift = strip.exists ? p.shift[c] : __int_as_float(0x7FC00000);
     const OutputRun where = output_run(p, slot, y, strip.x0 + x);
     T* out = static_cast<T*>(p.output) + where.first + c * where.channel_stride;
     int dx = lane % run_w, dy = lane / run_w;
@@ -166,10 +167,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int64_t slot = block / (static_cast<int64_t>(launch.num_strips) * launch.num_blocks_y);
   const int in_frame = static_cast<int>(block % (static_cast<int64_t>(launch.num_strips) * launch.num_blocks_y));
   const int64_t frame = p.frame_indices == nullptr ? slot : p.frame_indices[slot];
-  if (frame < 0 || frame >= p.num_source_frames) __trap();
 
   Strip strip;
-  strip.frame = p.frames + frame * p.stride_frame;
+  strip.exists = frame >= 0 && frame < p.num_source_frames;
+  strip.frame = p.frames + (strip.exists ? frame : 0) * p.stride_frame;
   strip.x0 = in_frame % launch.num_strips * launch.strip_w;
   strip.columns = min(launch.strip_w, p.out_w - strip.x0);
   const int last_x = strip.x0 + strip.columns - 1;

@@ -168,3 +168,12 @@ def test_public_functions_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(row_pass, "back_end", lambda logits: "triton")
     for got, want in zip(results(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("token", [-1, 37, 10**12])
+def test_a_token_outside_the_vocabulary_shows_as_nan(token: int) -> None:
+    logits = torch.zeros(1, 2, 37)
+    ids = torch.tensor([[token, 3]])
+    results = torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, 2)
+    run(logp_rows_launch(logits, ids, torch.ones(1, 2, dtype=torch.bool), 1.0, *results))
+    assert results[0].isnan().tolist() == [[True, False]]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
+from zoomzero_kernels.value_checks import values_are_checked
 
 # Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
 _MAX_SIDE = 65_536
@@ -40,8 +41,8 @@ def frame_resample(
     Args:
         frames: uint8 [N, H, W, 3], any strides, CPU or CUDA.
         frame_indices: int64 [n], the frames to take, in any order, repeats allowed; None takes all N. For CUDA frames
-            it may lie on the CPU (checked, then copied) or on the frames' device (not checked on the host, since that
-            would wait for the GPU: an index out of range traps in the kernel).
+            it may lie on the CPU (checked, then copied) or on the frames' device, where an index out of range gives a
+            frame of NaN, or an error if ZOOMZERO_CHECK_VALUES=1 (a check waits for the GPU).
         size: ``(out_h, out_w)``; in layout "patches" each side is a multiple of ``patch_size * merge_size``.
         mean: three channel means, in units of [0, 1].
         std: three channel standard deviations, not zero.
@@ -142,6 +143,11 @@ def _check_indices(frames: Tensor, frame_indices: Tensor | None) -> None:
         raise ValueError(
             f"frame_resample: frame_indices must be int64 [n], got shape {list(frame_indices.shape)}; flatten it"
         )
+    if frames.shape[0] == 0 and frame_indices.shape[0] > 0:
+        raise ValueError(
+            f"frame_resample: frame_indices must be empty where there is no frame, got {frame_indices.shape[0]} of "
+            "them; pass frames"
+        )
     if frame_indices.device != frames.device and frame_indices.device.type != "cpu":
         raise ValueError(
             f"frame_resample: frame_indices must be on the frames' device or the CPU, got {frame_indices.device} with "
@@ -241,7 +247,7 @@ def _axis(in_size: int, out_size: int, device: torch.device, taps_multiple: int)
 def _checked_indices(frames: Tensor, frame_indices: Tensor | None) -> Tensor | None:
     if frame_indices is None:
         return None
-    if frame_indices.device.type == "cpu" and frame_indices.numel() > 0:
+    if values_are_checked(frame_indices) and frame_indices.numel() > 0:
         low, high = (int(value) for value in torch.aminmax(frame_indices))
         if low < 0 or high >= frames.shape[0]:
             raise ValueError(

@@ -213,7 +213,8 @@ def grpo_loss(
         GRPOLossOutput. Maths and results are float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: shapes, devices or options do not fit; on CPU also token ids out of range.
+        ValueError: shapes, devices or options do not fit; on CPU (elsewhere with
+            ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).

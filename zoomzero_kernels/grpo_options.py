@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.value_checks import values_are_checked
+
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -104,7 +106,7 @@ def check_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def check_token_ids(op: str, token_ids: Tensor, shape: tuple[int, int], like: Tensor) -> None:
-    """Demand int32 or int64 token ids [B, T]; their range is checked by the CPU implementations."""
+    """Demand int32 or int64 token ids [B, T]; their range is checked by the implementations."""
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{op}: token_ids must be int64 or int32, got {describe(token_ids)}; convert with .long()")
     check_token_tensor(op, "token_ids", token_ids, shape, like)
@@ -150,22 +152,22 @@ def check_policy_tensors(
 
 
 def checked_mask(op: str, mask: Tensor) -> Tensor:
-    """Contiguous bool mask; on CPU the values of an integer mask are checked. Runs inside the op implementations."""
+    """Contiguous bool mask; the values of an integer mask may be checked. Runs inside the op implementations."""
     if mask.dtype == torch.bool:
         return mask.contiguous()
-    if mask.device.type == "cpu" and bool(((mask != 0) & (mask != 1)).any()):
+    if values_are_checked(mask) and bool(((mask != 0) & (mask != 1)).any()):
         received = mask[(mask != 0) & (mask != 1)][0].item()
         raise ValueError(f"{op}: mask must hold 0 and 1 only, got {received}; pass mask.bool()")
     return mask.ne(0).contiguous()
 
 
 def checked_mask_and_ids(op: str, token_ids: Tensor, mask: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Bool mask and int64 ids; on CPU their values are checked, ids of masked tokens may be anything.
+    """Bool mask and int64 ids; their values may be checked, ids of masked tokens may be anything.
 
     Runs inside the op implementations, because a check of values cannot be traced by torch.compile.
     """
     valid = checked_mask(op, mask)
-    if mask.device.type == "cpu":
+    if values_are_checked(mask):
         wrong = valid & ((token_ids < 0) | (token_ids >= vocab_size))
         if bool(wrong.any()):
             received = token_ids[wrong][0].item()

@@ -176,7 +176,8 @@ def linear_grpo_loss(
         (float64 for float64), and a 16-bit weight's gradient is accumulated in float32.
 
     Raises:
-        ValueError: shapes, devices, dtypes or options do not fit; on CPU also token ids out of range.
+        ValueError: shapes, devices, dtypes or options do not fit; on CPU (elsewhere with
+            ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
     """
     options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp)

@@ -178,7 +178,8 @@ def linear_selective_logps(
         [B, T] float32 (float64 for float64), differentiable in hidden, weight and bias, as is the entropy.
 
     Raises:
-        ValueError: shapes, devices or temperature do not fit; on CPU also token ids out of range.
+        ValueError: shapes, devices or temperature do not fit; on CPU (elsewhere with
+            ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
     """
     check_temperature(_OP, temperature)

@@ -113,7 +113,8 @@ def selective_logps(
         [B, T] float32 (float64 for float64 logits), differentiable in the logits, as is the entropy.
 
     Raises:
-        ValueError: shapes, devices or temperature do not fit; on CPU also token ids out of range.
+        ValueError: shapes, devices or temperature do not fit; on CPU (elsewhere with
+            ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
     """
     check_temperature(_OP, temperature)

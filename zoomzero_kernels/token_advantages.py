@@ -15,6 +15,7 @@ from zoomzero_kernels import _C, kernel_launch
 from zoomzero_kernels.cuda_token_advantages import token_advantages_launch
 from zoomzero_kernels.grpo_options import check_device, check_mask, checked_mask, describe
 from zoomzero_kernels.kernel_variants import NORMALIZATIONS
+from zoomzero_kernels.value_checks import values_are_checked
 
 _OP = "token_advantages"
 
@@ -46,11 +47,15 @@ def _token_advantages(
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
     wrong = _C.token_advantages(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
     if wrong >= 0:
-        raise ValueError(
-            f"{_OP}: segments must be in [0, {credit.shape[1]}) on valid tokens, got {wrong}; "
-            "give credit a column for every segment"
-        )
+        raise _segment_error(wrong, credit)
     return advantages
+
+
+def _segment_error(segment: int, credit: Tensor) -> ValueError:
+    return ValueError(
+        f"{_OP}: segments must be in [0, {credit.shape[1]}) on valid tokens, got {segment}; "
+        "give credit a column for every segment"
+    )
 
 
 @_token_advantages.register_kernel("cuda")
@@ -65,6 +70,10 @@ def _token_advantages_cuda(
 ) -> Tensor:
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
+    if values_are_checked(mask):
+        wrong = segments[inputs[4] & (segments >= credit.shape[1])]
+        if wrong.numel() > 0:
+            raise _segment_error(int(wrong[0]), credit)
     kernel_launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
     return advantages
 

@@ -91,6 +91,13 @@ def _rescaled(sums, weighted, shift):
 
 
 @triton.jit
+def _token_logit(row_ptr, token, vocab_size, inv_temperature):
+    """Scaled logit of the token. One outside the vocabulary gives NaN, where a read past the row would hide it."""
+    inside = (token >= 0) & (token < vocab_size)
+    return tl.load(row_ptr + token, mask=inside, other=float("nan")).to(tl.float32) * inv_temperature
+
+
+@triton.jit
 def _clear_row(grad_ptr, vocab_size, BLOCK: tl.constexpr):
     for start in range(0, vocab_size, BLOCK):
         offsets = start + tl.arange(0, BLOCK)
@@ -142,7 +149,7 @@ def policy_rows_kernel(
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     token = tl.load(token_ids_ptr + row)
     largest, log_sum, entropy = _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK)
-    logp = tl.load(row_ptr + token).to(tl.float32) * inv_temperature - largest - log_sum
+    logp = _token_logit(row_ptr, token, vocab_size, inv_temperature) - largest - log_sum
     advantage = tl.load(advantages_ptr + row)
     # Without old_logps the ratio is exactly 1, also where logp is -inf.
     log_ratio = logp - tl.load(old_logps_ptr + row, mask=has_old != 0, other=0.0)
@@ -192,8 +199,8 @@ def logp_rows_kernel(
     vocab_size = _shown_multiple(vocab_size, ALIGNED)
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     largest, log_sum, entropy = _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK)
-    logit = tl.load(row_ptr + tl.load(token_ids_ptr + row)).to(tl.float32)
-    tl.store(logps_ptr + row, logit * inv_temperature - largest - log_sum)
+    logit = _token_logit(row_ptr, tl.load(token_ids_ptr + row), vocab_size, inv_temperature)
+    tl.store(logps_ptr + row, logit - largest - log_sum)
     tl.store(entropy_ptr + row, entropy)
     tl.store(normaliser_ptr + 2 * row, largest)
     tl.store(normaliser_ptr + 2 * row + 1, log_sum)
