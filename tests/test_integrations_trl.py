@@ -13,6 +13,7 @@ import torch
 pytest.importorskip("trl")
 
 import torch.distributed as dist
+import transformers
 from peft import LoraConfig
 from tiny_qwen import END_TOKEN, PATCH_COLUMNS, START_TOKEN, random_model
 from tiny_trl import VOCAB, make_trainer
@@ -221,6 +222,24 @@ def test_refuses_options_it_would_ignore(options: dict[str, Any], message: str, 
     trainer = make_trainer(FusedTrainer, tmp_path, **options)
     with pytest.raises(ValueError, match=message):
         FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
+
+
+def test_refuses_a_place_where_it_would_do_nothing() -> None:
+    with pytest.raises(TypeError, match=r"must stand before GRPOTrainer in the bases, got it after in Wrong"):
+
+        class Wrong(GRPOTrainer, FusedGRPOLossMixin):
+            pass
+
+    with pytest.raises(TypeError, match=r"must have a method _compute_loss\(model, inputs\), got None in Trainer"):
+
+        class WrongTrainer(FusedGRPOLossMixin, transformers.Trainer):
+            pass
+
+    class Credit(FusedGRPOLossMixin):
+        """A mixin of mixins needs no trainer yet."""
+
+    class Right(Credit, GRPOTrainer):
+        pass
 
 
 def test_refuses_weighted_kl(tmp_path: Path) -> None:

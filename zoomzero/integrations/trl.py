@@ -9,6 +9,7 @@ GRPOConfig needs ``use_bias_correction_kl=False``.
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,25 @@ class FusedGRPOLossMixin:
         max_completion_length: int
         current_gradient_accumulation_steps: int
         _metrics: dict[str, defaultdict[str, list[float]]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class in which the mixin would silently do nothing: behind the trainer, or with another TRL."""
+        super().__init_subclass__(**options)
+        place = cls.__mro__.index(FusedGRPOLossMixin)
+        for base in cls.__mro__[:place]:
+            if "_compute_loss" in vars(base) and not issubclass(base, FusedGRPOLossMixin):
+                raise TypeError(
+                    f"FusedGRPOLossMixin: the mixin must stand before {base.__name__} in the bases, got it after in "
+                    f"{cls.__name__}; write class {cls.__name__}(FusedGRPOLossMixin, {base.__name__})"
+                )
+        trainers = [base for base in cls.__mro__[place + 1 :] if "training_step" in vars(base)]
+        hooks = [vars(base)["_compute_loss"] for base in cls.__mro__[place + 1 :] if "_compute_loss" in vars(base)]
+        found = tuple(inspect.signature(hooks[0]).parameters)[1:] if hooks else None
+        if trainers and found != ("model", "inputs"):
+            raise TypeError(
+                f"FusedGRPOLossMixin: the trainer must have a method _compute_loss(model, inputs), got {found} in "
+                f"{trainers[0].__name__}; use GRPOTrainer of trl>=1.16,<1.17"
+            )
 
     def _check_fused_options(self) -> None:
         if self.loss_type not in (*LOSS_TYPES, _LUSPO):
