@@ -41,8 +41,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(TYPED)
 
+# Beside the rivals, so in their environment.
 bench: setup
-	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	.ci/rivals_environment.sh
+	set -e; for script in benchmarks/bench_*.py; do $(VENV)/rivals/bin/python $$script; done
 
 kernel-report: setup
 	$(BIN)/python benchmarks/kernel_report.py

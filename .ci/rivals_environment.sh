@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds .venv/rivals: an environment that sees the packages of .venv (torch, transformers and this project among them) and adds
+# pinned versions of verl and Liger, for tests and benchmarks against them. Nothing happens where it is built already; a change of
+# this script or of the list beside it builds it again.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [ ! -e .venv/.project ]; then
+  echo ".ci/rivals_environment.sh: .venv must hold the project, got none; run make setup first" >&2
+  exit 1
+fi
+rivals=.venv/rivals
+stamp=$rivals/.installed
+# A file is newer than one that is absent.
+if [ .ci/rivals.txt -nt $stamp ] || [ .ci/rivals_environment.sh -nt $stamp ] || [ .venv/.torch -nt $stamp ]; then
+  rm -rf $rivals
+  .venv/bin/python -m venv $rivals
+  # addsitedir also reads the .pth files there: the editable installation of this project is one.
+  .venv/bin/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+    > "$(echo $rivals/lib/python3.*/site-packages)/project_environment.pth"
+  # The torch that the project is built against must stay.
+  .venv/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $rivals/constraints.txt
+  $rivals/bin/pip install --quiet --constraint $rivals/constraints.txt --requirement .ci/rivals.txt
+  $rivals/bin/pip install --quiet --no-deps liger-kernel==0.8.5 verl==0.9.1
+  touch $stamp
+fi
