@@ -10,8 +10,10 @@ H.264. Every way runs in a process of its own, in turn, several times; the table
   code.
 - transformers: transformers' own load_video (PyAV back end) on our plan's frame numbers, then as above.
 
-Clips are one minute of drifting noise and moving boxes, encoded here and repeated by copying packets. Results go to
-benchmarks/results/video.json.
+Then ours alone on 1, 5 and 20 minutes, to show how time and memory grow. Peak memory is the growth of the process above
+its imports and a warm-up, the largest result included. Clips are one minute of drifting noise and moving boxes, encoded
+here and repeated by copying packets. Results go to benchmarks/results/video.json; a quick run's stay in .cache, so that
+they never stand for the official ones. On two cores the whole takes about 25 minutes, most of it the paper's way.
 
     python benchmarks/bench_video.py [--repeats 3] [--minutes 10] [--quick]
 """
@@ -23,6 +25,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -39,6 +42,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = ROOT / ".cache" / "bench_video"
 RESULTS = ROOT / "benchmarks" / "results" / "video.json"
+QUICK_RESULTS = CLIPS / "quick.json"
 
 HEIGHT, WIDTH, RATE = 720, 1280, 30
 COARSE_TOKENS, COARSE_FPS = 8192, 0.5
@@ -92,6 +96,19 @@ def clip(gop: int, minutes: int) -> Path:
     if not whole.exists():
         repeat(minute, whole, minutes)
     return whole
+
+
+def make_warm_up(minute: Path) -> None:
+    """The first 15 seconds of a clip, on which every process warms up."""
+    warm = CLIPS / "warm.mp4"
+    if warm.exists():
+        return
+    with av.open(str(minute)) as source, av.open(str(warm), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.pts is not None and packet.pts * packet.time_base < 15:
+                packet.stream = stream
+                out.mux(packet)
 
 
 # -- the ways --------------------------------------------------------------------------------------------------------
@@ -268,13 +285,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         )
 
 
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def facts() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     names = ["torch", "torchvision", "transformers", "av", "numpy"] + ["decord"] * HAS_DECORD
     return {
-        "commit": commit.stdout.strip(),
+        "commit": _git("rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, no GPU used",
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": f"{_processor()}, {torch.get_num_threads()} threads, no GPU used",
+        "load_average": os.getloadavg(),
         "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
     }
 
@@ -291,15 +320,9 @@ def main() -> None:
         print(json.dumps(run_one(args.way, args.clip)))
         return
     minutes, repeats = (1, 1) if args.quick else (args.minutes, args.repeats)
+    target = QUICK_RESULTS if args.quick else RESULTS
     short = clip(30, 1)
-    warm = CLIPS / "warm.mp4"
-    if not warm.exists():
-        with av.open(str(short)) as source, av.open(str(warm), "w") as out:
-            stream = out.add_stream_from_template(source.streams.video[0])
-            for packet in source.demux(video=0):
-                if packet.pts is not None and packet.pts * packet.time_base < 15:
-                    packet.stream = stream
-                    out.mux(packet)
+    make_warm_up(short)
     rows: list[dict[str, Any]] = []
     if not HAS_DECORD:
         print("decord is not installed (pip install decord): the paper's way is left out")
@@ -307,17 +330,17 @@ def main() -> None:
     print(f"same plan, ours and transformers': {difference:.4%} of the values differ by more than two grey levels")
     for gop in (250, 30):
         rows += compare(gop, minutes, repeats)
-        write_results(rows, difference)
+        write_results(rows, difference, target)
     for length in () if args.quick else (1, 5, 20):
         rows.append(median_row("ours", 250, length, [measure("ours", clip(250, length)) for _ in range(repeats)]))
-        write_results(rows, difference)
+        write_results(rows, difference, target)
     print_table(rows)
 
 
-def write_results(rows: list[dict[str, Any]], difference: float) -> None:
+def write_results(rows: list[dict[str, Any]], difference: float, target: Path) -> None:
     """Written after every group of rows: the paper's way may run out of memory in the next."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({**facts(), "values_that_differ": difference, "rows": rows}, indent=1) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps({**facts(), "values_that_differ": difference, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 from video_files import ClipSpec, write_clip
 
+from zoomzero import inputs as inputs_module
 from zoomzero.budget import plan_frames
 from zoomzero.engine import ZoomZero
 from zoomzero.inputs import CLIP_STD, VIDEO_PAD, VideoInputs, load_processor
@@ -30,6 +32,7 @@ from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic.tiny_model import tiny_tokenizer
 from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer
 from zoomzero.video import open_video
+from zoomzero.video.base import Times
 
 # One grey level in units of the normalised output, for the smallest of the three standard deviations.
 ONE_LEVEL = 1.01 / 255 / min(CLIP_STD)
@@ -60,6 +63,29 @@ def test_patches_equal_the_transformers_processor(
     # The bound of frame_resample: another level in less than one value of a hundred.
     assert (difference > ONE_LEVEL / 2).float().mean() < 0.01
     assert plan.num_tokens == math.prod(ours.video_grid_thw[0].tolist()) // 4
+
+
+# Room for less than a temporal patch, for three, and for everything.
+@pytest.mark.parametrize(("num_bytes", "largest"), [(1, 2), (3 * 2 * 60_000, 6), (1 << 30, 100)])
+def test_chunks_are_bounded_in_bytes_and_change_nothing(
+    inputs: VideoInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_bytes: int, largest: int
+) -> None:
+    with open_video(write_clip(tmp_path, ClipSpec("clip.mp4", num_frames=300))) as video:
+        plan = inputs.plan(video)
+        expected = inputs.encode(video, plan).pixel_values_videos
+        stream, chunks = video.stream, []
+
+        def counted(seconds: Times, chunk: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+            chunks.append(chunk)
+            return stream(seconds, chunk)
+
+        monkeypatch.setattr(video, "stream", counted)
+        monkeypatch.setattr(inputs_module, "CHUNK_BYTES", num_bytes)
+        assert torch.equal(inputs.encode(video, plan).pixel_values_videos, expected)
+    step_bytes = 2 * 64 * 128 * 3 + inputs.patch_bytes(plan) // (len(plan.timestamps) // 2)
+    assert chunks[0] % 2 == 0
+    assert chunks[0] <= largest or largest == 100
+    assert chunks[0] == 2 or chunks[0] // 2 * step_bytes <= num_bytes
 
 
 # -- Qwen3-VL: patches of 16 pixels, statistics of 0.5, and the times of the temporal patches in the text ------------

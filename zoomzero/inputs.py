@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 VIDEO_PAD = "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
-# Frames read before they are turned into patches: bounds the memory that full-size frames take.
-FRAMES_PER_CHUNK = 16
+# What a chunk of full-size frames and its patches may take beside the result. On the CPU frames are decoded one by one,
+# so that more would only cost memory: these are 4 frames of 720p. DALI decodes a chunk at a time: 80 of them.
+CHUNK_BYTES = 16 << 20
+DALI_CHUNK_BYTES = 256 << 20
 
 # CLIP's statistics, which the processors of Qwen2.5-VL use, and those of Qwen3-VL; a checkpoint's own file takes
 # precedence.
@@ -176,7 +178,7 @@ class VideoInputs:
         patches: torch.Tensor | None = None
         filled = 0
         starts: list[float] = []
-        for frames, shown in video.stream(plan.timestamps, chunk=max(1, FRAMES_PER_CHUNK // step) * step):
+        for frames, shown in video.stream(plan.timestamps, chunk=self._frames_per_chunk(video, plan)):
             part = frame_resample(
                 frames,
                 size=plan.size,
@@ -191,12 +193,21 @@ class VideoInputs:
             patches = part.new_empty(shape) if patches is None else patches
             patches[filled : filled + len(part)] = part
             filled += len(part)
+            # Not still held while the next chunk is read.
+            del frames, part
         if patches is None or filled != shape[0]:
             raise VideoError(video.path, f"gave {filled} patches where the plan needs {shape[0]}")
         grid = torch.tensor([[num_steps, grid_h, grid_w]])
         starts += starts[-1:] * (num_steps * step - len(starts))
         times = tuple((starts[i] + starts[i + step - 1]) / 2 for i in range(0, len(starts), step))
         return EncodedVideo(patches, grid, torch.tensor([step / plan.sample_fps]), times, plan)
+
+    def _frames_per_chunk(self, video: Video, plan: FramePlan) -> int:
+        """Whole temporal patches of frames, at least one."""
+        step = self.geometry.temporal_patch_size
+        num_steps = -(-len(plan.timestamps) // step)
+        step_bytes = video.height * video.width * 3 * step + self.patch_bytes(plan) // num_steps
+        return max(1, (DALI_CHUNK_BYTES if video.backend == "dali" else CHUNK_BYTES) // step_bytes) * step
 
     def seen_frames(self, encoded: EncodedVideo) -> torch.Tensor:
         """The frames of an encoded video as the model sees them, uint8 [n, height, width, 3]: the patches put back."""
