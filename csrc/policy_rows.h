@@ -39,7 +39,8 @@ struct PolicyRows {
   float beta;
   float clip_low;
   float clip_high;
-  float kl_clamp;  // inf: no clamp
+  float kl_clamp;     // inf: no clamp
+  bool unbiased_kl;   // the KL estimate is multiplied by the ratio
   float* loss;     // outputs [B, T], zeroed by the caller
   float* logps;
   float* entropy;

@@ -60,9 +60,14 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   const double kl = growth > 1e300 ? growth : growth - delta;
   const bool outside = kl > p.kl_clamp;
   terms.kl = outside ? p.kl_clamp : kl;
+  double slope = outside ? 0.0 : -growth;
+  if (p.unbiased_kl) {
+    slope = ratio * (terms.kl + slope);
+    terms.kl *= ratio;
+  }
   if (p.beta > 0) {
     terms.loss += p.beta * terms.kl;
-    if (!outside) terms.derivative -= p.beta * growth;
+    terms.derivative += p.beta * slope;
   }
   return terms;
 }

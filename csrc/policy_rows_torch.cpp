@@ -78,10 +78,11 @@ void for_each_row(int64_t count, const Function& function) {
   });
 }
 
-// outputs float32 [B, T], zeroed: loss, logps, entropy, kl, clipped; numbers: beta, clip_low, clip_high, kl_clamp.
+// outputs float32 [B, T], zeroed: loss, logps, entropy, kl, clipped; numbers: beta, clip_low, clip_high,
+// kl_clamp, unbiased_kl (0 or 1).
 void policy_rows(const at::Tensor& logits, const at::Tensor& token_ids, const at::Tensor& mask,
                  const at::Tensor& advantages, const at::Tensor& weights, const MaybeTensor& old_logps,
-                 const MaybeTensor& ref_logps, double temperature, const std::array<double, 4>& numbers,
+                 const MaybeTensor& ref_logps, double temperature, const std::array<double, 5>& numbers,
                  const std::array<at::Tensor, 5>& outputs, const MaybeTensor& grad) {
   const int64_t count = logits.size(0) * logits.size(1);
   PolicyRows params{};
@@ -94,6 +95,7 @@ void policy_rows(const at::Tensor& logits, const at::Tensor& token_ids, const at
   params.clip_low = static_cast<float>(numbers[1]);
   params.clip_high = static_cast<float>(numbers[2]);
   params.kl_clamp = static_cast<float>(numbers[3]);
+  params.unbiased_kl = numbers[4] != 0;
   params.loss = output(outputs[0], count, "loss");
   params.logps = output(outputs[1], count, "logps");
   params.entropy = output(outputs[2], count, "entropy");

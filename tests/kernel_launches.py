@@ -36,7 +36,7 @@ def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
     logits = case.logits.to(dtype)
     tolerance = ROUNDING[dtype]
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0)
+    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0, unbiased_kl=True)
     tensors = (case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     truth_grad, grad = torch.empty_like(logits), torch.full_like(logits, torch.nan)
     truth = row_pass.policy_rows(logits, *tensors, options, truth_grad)

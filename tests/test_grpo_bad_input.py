@@ -97,7 +97,7 @@ def test_a_gradient_that_was_not_stored_is_missed() -> None:
     case = make_case()
     weights = case.mask.float() / case.mask.sum()
     logits = case.logits.float().requires_grad_()
-    numbers = (1.0, 0.0, 0.2, 0.28, 10.0)
+    numbers = (1.0, 0.0, 0.2, 0.28, 10.0, False)
     loss = torch.ops.zoomzero.grpo_loss(logits, *case.tokens, weights, None, None, *numbers, False)[0]
     with pytest.raises(RuntimeError, match="grpo_loss: the op stored no gradient, got needs_grad=False"):
         loss.backward()

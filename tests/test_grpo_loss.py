@@ -35,11 +35,30 @@ def options_of(case: Case, name: str) -> dict[str, Any]:
             "beta": 0.1,
             "importance_sampling_level": "sequence",
         },
+        "unbiased_kl": {
+            "old_logps": case.old_logps,
+            "ref_logps": case.ref_logps - 2,
+            "beta": 0.1,
+            "kl_clamp": 2.0,
+            "unbiased_kl": True,
+        },
+        # The ratio is 1, its gradient is not 0.
+        "unbiased_on_policy": {"ref_logps": case.ref_logps, "beta": 0.1, "unbiased_kl": True},
+        "unbiased_sequence": {
+            "old_logps": case.old_logps,
+            "ref_logps": case.ref_logps,
+            "beta": 0.1,
+            "unbiased_kl": True,
+            "importance_sampling_level": "sequence",
+        },
         "wide_clip": {"old_logps": case.old_logps - 2, "clip_low": 0.0, "clip_high": 5.0},
     }[name]
 
 
-OPTION_NAMES = ("on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "wide_clip")
+OPTION_NAMES = (
+    "on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "unbiased_kl", "unbiased_on_policy",
+    "unbiased_sequence", "wide_clip",
+)  # fmt: skip
 
 
 # Loss types only change the weights of tokens and options only their terms, so crossing both in float64 covers their
@@ -305,7 +324,7 @@ def test_opcheck_and_compile() -> None:
     case = make_case()
     logits = case.logits.float().requires_grad_()
     weights = case.mask.float() / case.mask.sum()
-    arguments = (logits, *case.tokens, weights, case.old_logps, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True)
+    arguments = (logits, *case.tokens, weights, case.old_logps, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True, True)
     torch.library.opcheck(torch.ops.zoomzero.grpo_loss.default, arguments)
 
     def step(logits: Tensor, inplace: bool) -> Tensor:

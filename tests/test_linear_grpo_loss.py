@@ -137,7 +137,7 @@ def test_opcheck_and_compile() -> None:
     case = make_case()
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_head(case))
     weights = case.mask.float() / case.mask.sum()
-    arguments = (hidden, weight, bias, *case.tokens, weights, None, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0)
+    arguments = (hidden, weight, bias, *case.tokens, weights, None, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True)
     torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, (*arguments, True, True, True))
 
     def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

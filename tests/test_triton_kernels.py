@@ -68,7 +68,7 @@ def test_policy_rows_ptx(
             source = target if not target.isnan().any() else logits
             run_ptx(
                 triton_policy_rows.policy_rows_kernel, (6,), source, *inputs, *outputs, target,
-                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 1, 1, 1,
+                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 0, 1, 1, 1,
                 ALIGNED=aligned, BLOCK=block, num_warps=max(1, block // 256), cc=capability, order=order,
             )  # fmt: skip
             for got, want in zip(outputs, expected, strict=True):
@@ -176,7 +176,7 @@ def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> No
             value = values[batch:]
             kernel.warmup(
                 logits, ids, mask, *[value] * 9, logits, *strides, *strides, length, 151936, 1.0, 0.0, 0.2, 0.28, 10.0,
-                batch % 2, 0, 1, **constants,
+                0, batch % 2, 0, 1, **constants,
             )  # fmt: skip
     assert len(kernel.device_caches[0][0]) == 1
 

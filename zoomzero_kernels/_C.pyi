@@ -39,7 +39,7 @@ def policy_rows(
     old_logps: Tensor | None,
     ref_logps: Tensor | None,
     temperature: float,
-    numbers: tuple[float, float, float, float],
+    numbers: tuple[float, float, float, float, float],
     outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
     grad: Tensor | None,
 ) -> None: ...

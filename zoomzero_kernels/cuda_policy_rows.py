@@ -55,6 +55,7 @@ def policy_rows_launch(
         options.clip_low,
         options.clip_high,
         options.kl_clamp,
+        int(options.unbiased_kl),
         int(old_logps is not None),
         int(ref_logps is not None),
         int(grad is not None),

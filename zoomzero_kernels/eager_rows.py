@@ -37,9 +37,12 @@ def policy_terms(
     kl = torch.where(torch.isposinf(growth), growth, growth - delta)
     outside = kl > options.kl_clamp
     kl = torch.where(outside, options.kl_clamp, kl)
+    slope = -torch.where(outside, 0.0, growth)
+    if options.unbiased_kl:
+        kl, slope = ratio * kl, ratio * (kl + slope)
     if options.beta > 0:
         loss = loss + options.beta * kl
-        derivative = derivative - options.beta * torch.where(outside, 0.0, growth)
+        derivative = derivative + options.beta * slope
     return loss, derivative, kl, clipped
 
 

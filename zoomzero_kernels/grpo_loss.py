@@ -6,6 +6,7 @@ backward pass only multiplies it by the incoming gradient. See Note [Sequence le
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -80,9 +81,10 @@ def _grpo_loss(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
     needs_grad: bool,
 ) -> _Rows:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp)
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if needs_grad else None
     return _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, grad)
 
@@ -101,6 +103,7 @@ def _grpo_loss_fake(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
     needs_grad: bool,
 ) -> _Rows:
     dtype = compute_dtype(logits)
@@ -144,8 +147,9 @@ def _grpo_loss_inplace(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp)
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     rows = _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, logits)
     return (*rows[:5], rows[6])
 
@@ -164,6 +168,7 @@ def _grpo_loss_inplace_fake(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     dtype = compute_dtype(logits)
     token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
@@ -183,6 +188,7 @@ def grpo_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
+    unbiased_kl: bool = False,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -202,6 +208,8 @@ def grpo_loss(
         beta: weight of the k3 estimate of the KL divergence to the reference.
         clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
         kl_clamp: largest value of the k3 estimate, None for no limit (as TRL).
+        unbiased_kl: multiply the KL estimate by the importance ratio, gradient included, which makes it unbiased where
+            the policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).
         loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo" or "dapo".
         max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
         num_items: tokens in the normaliser of "dapo" (over all processes and accumulation steps), the valid tokens of
@@ -219,7 +227,7 @@ def grpo_loss(
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
-    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp)
+    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     check_choices(_OP, loss_type, importance_sampling_level)
     check_normaliser(_OP, max_completion_length, num_items)
     if logits.dim() != 3 or logits.dtype not in LOGITS_DTYPES:
@@ -234,17 +242,17 @@ def grpo_loss(
     if importance_sampling_level == "sequence":
         logps, entropy = masked_logps(_OP, logits, token_ids, mask, temperature)
         return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
-    numbers = (options.temperature, options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+    chosen = dataclasses.astuple(options)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     data = logits.detach()
     if inplace and needs_grad:
         loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(
-            data, token_ids, per_token, mask, weights, old, ref, *numbers
+            data, token_ids, per_token, mask, weights, old, ref, *chosen
         )
         loss = with_stored_gradient(loss, scale, (logits,), (data,))
     else:
         loss, logps, entropy, kl, clipped, grad, scale = _grpo_loss(
-            data, token_ids, per_token, mask, weights, old, ref, *numbers, needs_grad
+            data, token_ids, per_token, mask, weights, old, ref, *chosen, needs_grad
         )
         if needs_grad:
             loss = with_stored_gradient(loss, scale, (logits,), (grad,))
@@ -281,6 +289,7 @@ def sequence_level_loss(
         inside = torch.expm1(delta) - delta <= options.kl_clamp
         delta = torch.where(inside, delta, 0.0)
         kl = torch.where(valid, torch.where(inside, torch.expm1(delta) - delta, options.kl_clamp), 0.0)
+        kl = ratio * kl if options.unbiased_kl else kl
         token_loss = token_loss + options.beta * kl
     clipped = ((bounded < unclipped) & valid).to(logps.dtype)
     return GRPOLossOutput(

@@ -21,7 +21,7 @@ class GRPOLossOutput(NamedTuple):
 
     loss: scalar, normalised as ``loss_type`` says.
     logps, entropy: [B, T] of the policy at ``temperature``, detached, 0 on masked tokens.
-    kl: scalar, mean over valid tokens of the clamped k3 estimate, 0 without ``ref_logps``.
+    kl: scalar, mean over valid tokens of the KL estimate, 0 without ``ref_logps``.
     clip_fraction: scalar, share of the valid tokens whose ratio was clipped.
     """
 
@@ -44,17 +44,24 @@ class RowOutputs(NamedTuple):
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """Numbers of the per-token objective; ``kl_clamp`` is inf when the KL estimate is not clamped."""
+    """The per-token objective; ``kl_clamp`` is inf when the KL estimate is not clamped."""
 
     temperature: float
     beta: float
     clip_low: float
     clip_high: float
     kl_clamp: float
+    unbiased_kl: bool = False
 
 
 def policy_options(
-    op: str, temperature: float, beta: float, clip_low: float, clip_high: float, kl_clamp: float | None
+    op: str,
+    temperature: float,
+    beta: float,
+    clip_low: float,
+    clip_high: float,
+    kl_clamp: float | None,
+    unbiased_kl: bool,
 ) -> PolicyOptions:
     """Check the scalar options and pack them."""
     check_temperature(op, temperature)
@@ -67,7 +74,7 @@ def policy_options(
     if kl_clamp is not None and not kl_clamp > 0:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
     limit = math.inf if kl_clamp is None else float(kl_clamp)
-    return PolicyOptions(float(temperature), float(beta), float(clip_low), float(clip_high), limit)
+    return PolicyOptions(float(temperature), float(beta), float(clip_low), float(clip_high), limit, bool(unbiased_kl))
 
 
 def check_temperature(op: str, temperature: float) -> None:

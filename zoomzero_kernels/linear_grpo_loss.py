@@ -6,6 +6,7 @@ in place, and two matmuls take that to the hidden states and the weight. See Not
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -55,11 +56,12 @@ def _linear_grpo_loss(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
     needs_hidden: bool,
     needs_weight: bool,
     needs_bias: bool,
 ) -> _Outputs:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp)
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     needs = HeadNeeds(needs_hidden, needs_weight, needs_bias)
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
     rows, ids = hidden[valid], ids[valid].unsqueeze(0)
@@ -112,6 +114,7 @@ def _linear_grpo_loss_fake(
     clip_low: float,
     clip_high: float,
     kl_clamp: float,
+    unbiased_kl: bool,
     needs_hidden: bool,
     needs_weight: bool,
     needs_bias: bool,
@@ -158,6 +161,7 @@ def linear_grpo_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
+    unbiased_kl: bool = False,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -180,7 +184,7 @@ def linear_grpo_loss(
             ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
     """
-    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp)
+    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     check_choices(_OP, loss_type, importance_sampling_level)
     check_normaliser(_OP, max_completion_length, num_items)
     check_head(_OP, hidden, weight, bias)
@@ -194,11 +198,11 @@ def linear_grpo_loss(
         return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
     enabled = torch.is_grad_enabled()
     needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    numbers = (options.temperature, options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+    chosen = dataclasses.astuple(options)
     inputs = (hidden, weight, bias)
     detached = [None if x is None else x.detach() for x in inputs]
     loss, logps, entropy, kl, clipped, *grads, scale = _linear_grpo_loss(
-        *detached, token_ids, per_token, mask, weights, old, ref, *numbers, *needs
+        *detached, token_ids, per_token, mask, weights, old, ref, *chosen, *needs
     )
     if any(needs):
         loss = with_stored_gradient(loss, scale, inputs, tuple(grads))

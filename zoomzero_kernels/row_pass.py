@@ -67,7 +67,7 @@ def policy_rows(
         _maybe_values(ref_logps),
     )
     if chosen == "native":
-        numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp)
+        numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp, float(options.unbiased_kl))
         _C.policy_rows(*tensors, options.temperature, numbers, outputs, target)
     else:
         kernel_launch.run(cuda_policy_rows.policy_rows_launch(*tensors, options, outputs, target))

@@ -16,7 +16,7 @@ The build compiles this file on its own (see triton_variants.py): it imports Tri
 import triton
 import triton.language as tl
 
-_FLAGS = ("has_old", "has_ref", "with_grad")
+_FLAGS = ("unbiased_kl", "has_old", "has_ref", "with_grad")
 _LENGTHS = (
     "stride_sequence", "stride_token", "grad_stride_sequence", "grad_stride_token", "num_tokens", "vocab_size",
 )  # fmt: skip
@@ -135,7 +135,7 @@ def policy_rows_kernel(
     stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
     num_tokens: tl.int32, vocab_size: tl.int32,
     inv_temperature: tl.float32, beta: tl.float32, clip_low: tl.float32, clip_high: tl.float32, kl_clamp: tl.float32,
-    has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
+    unbiased_kl: tl.int32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All of the policy loss for one row; outputs [B, T] float32 are zeroed by the caller."""
@@ -166,10 +166,14 @@ def policy_rows_kernel(
         estimate = _k3(delta)
         outside = estimate > kl_clamp
         kl = tl.where(outside, kl_clamp, estimate)
+        kl_slope = tl.where(outside, 0.0, -(estimate + delta))
+        if unbiased_kl != 0:
+            kl_slope = ratio * (kl + kl_slope)
+            kl *= ratio
         tl.store(kl_ptr + row, kl)
         if beta > 0.0:
             loss += beta * kl
-            slope -= tl.where(outside, 0.0, beta * (estimate + delta))
+            slope += beta * kl_slope
     tl.store(loss_ptr + row, loss)
     tl.store(logps_ptr + row, logp)
     tl.store(entropy_ptr + row, entropy)

@@ -37,6 +37,7 @@ def grpo_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
+    unbiased_kl: bool = False,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -47,6 +48,7 @@ def grpo_loss(
     With ``logp = log_softmax(logits / temperature)[token]``, ``ratio = exp(logp - old_logp)`` and
     ``d = ref_logp - logp``, the loss of a token is
     ``-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A) + beta * clamp(exp(d) - d - 1, max=kl_clamp)``.
+    ``unbiased_kl`` multiplies the KL estimate by the ratio.
     At the sequence level the log-ratio is replaced by its mean over the valid tokens of the sequence.
     logits [B, T, V] in float32 or float64, other tensors [B, T]; ``loss`` is differentiable by autograd.
     """
@@ -74,6 +76,7 @@ def grpo_loss(
             inside = kl <= kl_clamp
             bounded = torch.where(inside, delta, 0.0)
             kl = torch.where(inside, bounded.exp() - bounded - 1, kl_clamp)
+        kl = ratio * kl if unbiased_kl else kl
         token_loss = token_loss + beta * kl
     num_valid = valid.sum().clamp(min=1)
     probabilities = log_probs.detach().exp()
