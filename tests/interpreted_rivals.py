@@ -20,9 +20,10 @@ rival = import_rival("liger_kernel.transformers.grpo_loss")
 # The rival takes advantages [B] and logits [B, T + 1, V] whose last position it ignores.
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("unbiased_kl", [False, True])
 @pytest.mark.parametrize("back_end", ["native", "triton"])
 def test_equals_liger_with_one_advantage_a_sequence(
-    loss_type: str, level: str, back_end: str, monkeypatch: pytest.MonkeyPatch
+    loss_type: str, level: str, unbiased_kl: bool, back_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_pass, "back_end", lambda logits: back_end)
     case = make_case(4, 6, 37)
@@ -38,13 +39,14 @@ def test_equals_liger_with_one_advantage_a_sequence(
     ours = grpo_loss(
         leaf, case.token_ids, advantages, case.mask, old_logps=old, ref_logps=case.ref_logps, temperature=0.9, beta=0.1,
         kl_clamp=None, loss_type=loss_type, max_completion_length=9, num_items=31.0, importance_sampling_level=level,
+        unbiased_kl=unbiased_kl,
     )  # fmt: skip
     results.append((ours.loss.detach(), *torch.autograd.grad(ours.loss * 1.5, leaf), ours.kl, ours.clip_fraction))
     padded = torch.nn.functional.pad(logits, (0, 0, 0, 1)).requires_grad_()
     loss, (kl, clip_fraction) = rival.triton_grpo_loss(
         padded, old, case.ref_logps, case.token_ids, advantages, case.mask.float(), temperature=0.9, beta=0.1,
         eps_low=0.2, eps_high=0.28, inplace=False, loss_type=loss_type, max_completion_length=9,
-        importance_sampling_level=level, reduce=True, num_items_in_batch=31.0,
+        importance_sampling_level=level, reduce=True, num_items_in_batch=31.0, use_bias_correction_kl=unbiased_kl,
     )  # fmt: skip
     (grad,) = torch.autograd.grad(loss * 1.5, padded)
     results.append((loss.detach(), grad[:, :-1], kl.detach(), clip_fraction.detach()))

@@ -67,12 +67,13 @@ def assert_equals_trl(trainer: GRPOTrainer, inputs: dict[str, Any]) -> torch.Ten
     return ours
 
 
-# All loss types that the mixin takes; at both levels, with advantages (B,) and (B, T).
+# All loss types that the mixin takes; at both levels, with advantages (B,) and (B, T), with both forms of the KL term.
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_equals_trl(loss_type: str, level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias_correction", [False, True])
+def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path: Path) -> None:
     options = {"loss_type": loss_type, "importance_sampling_level": level, "temperature": 0.8}
-    trainer = make_trainer(FusedTrainer, tmp_path, use_bias_correction_kl=False, **options)
+    trainer = make_trainer(FusedTrainer, tmp_path, use_bias_correction_kl=bias_correction, **options)
     # Set late: with beta in the configuration TRL would load a reference model from a checkpoint.
     trainer.beta = 0.05
     for per_token in (False, True):
@@ -240,13 +241,6 @@ def test_refuses_a_place_where_it_would_do_nothing() -> None:
 
     class Right(Credit, GRPOTrainer):
         pass
-
-
-def test_refuses_weighted_kl(tmp_path: Path) -> None:
-    trainer = make_trainer(FusedTrainer, tmp_path, use_bias_correction_kl=True)
-    trainer.beta = 0.05
-    with pytest.raises(ValueError, match="the fused loss has no use_bias_correction_kl"):
-        FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
 
 
 def test_refuses_inputs_that_would_be_dropped(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ liger = import_rival("liger_kernel.chunked_loss")
 # Chunks of one sequence and one chunk of all: with one advantage a sequence the rival is right in both.
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("unbiased_kl", [False, True])
 @pytest.mark.parametrize("chunk_size", [1, 4])
-def test_equals_the_chunked_loss(loss_type: str, level: str, chunk_size: int) -> None:
+def test_equals_the_chunked_loss(loss_type: str, level: str, unbiased_kl: bool, chunk_size: int) -> None:
     case = make_case(4, 6, 37)
     generator = torch.Generator().manual_seed(0)
     head = torch.randn(4, 6, 8, generator=generator), torch.randn(37, 8, generator=generator) * 0.5
@@ -37,12 +38,13 @@ def test_equals_the_chunked_loss(loss_type: str, level: str, chunk_size: int) ->
             loss = linear_grpo_loss(
                 *leaves, case.token_ids, advantages, case.mask, old_logps=case.old_logps, ref_logps=case.ref_logps,
                 beta=0.1, kl_clamp=None, loss_type=loss_type, max_completion_length=9, temperature=0.8,
-                importance_sampling_level=level,
+                importance_sampling_level=level, unbiased_kl=unbiased_kl,
             ).loss  # fmt: skip
         else:
             rival = liger.LigerFusedLinearGRPOLoss(
                 beta=0.1, compiled=False, chunk_size=chunk_size, epsilon_low=0.2, epsilon_high=0.28, temperature=0.8,
                 loss_type=loss_type, max_completion_length=9, importance_sampling_level=level,
+                use_bias_correction_kl=unbiased_kl,
             )  # fmt: skip
             loss = rival(
                 *leaves, case.token_ids, case.mask.float(), advantages, old_per_token_logps=case.old_logps,

@@ -3,8 +3,7 @@
     class Trainer(FusedGRPOLossMixin, GRPOTrainer): ...
 
 The mixin overrides the private hook ``_compute_loss`` of TRL 1.16. Advantages of shape (B,) and (B, T) both work; a
-subclass that writes per-token advantages into ``inputs["advantages"]`` gets token-selective credit. With ``beta`` set,
-GRPOConfig needs ``use_bias_correction_kl=False``.
+subclass that writes per-token advantages into ``inputs["advantages"]`` gets token-selective credit.
 """
 
 from __future__ import annotations
@@ -120,7 +119,6 @@ class FusedGRPOLossMixin:
             )
         unsupported = {
             "delta": self.args.delta is not None,
-            "use_bias_correction_kl": self.beta != 0.0 and self.args.use_bias_correction_kl,
             "off_policy_mask_threshold": self.args.off_policy_mask_threshold is not None,
             "top_entropy_quantile": self.args.top_entropy_quantile < 1.0,
             "entropy_coef": getattr(self, "_entropy_bonus_enabled", False),
@@ -169,6 +167,7 @@ class FusedGRPOLossMixin:
             "clip_low": self.epsilon_low,
             "clip_high": self.epsilon_high,
             "kl_clamp": None,
+            "unbiased_kl": self.args.use_bias_correction_kl,
             "loss_type": "dr_grpo" if luspo else self.loss_type,
             "max_completion_length": 1 if luspo else self.max_completion_length,
             "num_items": num_items,
