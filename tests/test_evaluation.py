@@ -89,6 +89,12 @@ def test_batch_size_does_not_change_answers(tmp_path: Path) -> None:
         assert first.confidence == pytest.approx(second.confidence, abs=1e-4)
     with pytest.raises(ValueError, match="needs at least one sample"):
         evaluate(engine, [])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        evaluate(engine, samples, batch_size=0)
+    with pytest.raises(ValueError, match="ahead must be at least 1, got 0"):
+        evaluate(engine, samples, read_ahead=0)
+    with pytest.raises(ValueError, match="time_limit must be positive seconds, got -1"):
+        evaluate(engine, samples, time_limit=-1)
 
 
 # -- reading ahead, skipping, stopping -------------------------------------------------------------------------------

@@ -155,7 +155,8 @@ def evaluate(
             video = samples[group[0]].video
             return engine.read(video, budget_tokens, num_queries=len(group), videos=videos)
 
-        ahead = Prefetcher(groups, read, ahead=read_ahead or batch_size, discard=Reading.close)
+        num_ahead = batch_size if read_ahead is None else read_ahead
+        ahead = Prefetcher(groups, read, ahead=num_ahead, discard=Reading.close)
         # Closed here, not when they are collected: an error must leave no thread and no video behind.
         with (
             contextlib.closing(iter(ahead)) as loaded,

@@ -21,11 +21,16 @@ class Skipping:
     """
 
     def __init__(self, folder: str, num_train: int, num_eval: int, max_skipped_fraction: float) -> None:
-        file = Path(folder, SKIPPED_FILE)
+        self._file = Path(folder, SKIPPED_FILE)
+        self._fraction = max_skipped_fraction
         self._logs = {
-            True: SkipLog(file, num_train, max_skipped_fraction),
-            False: SkipLog(file, num_eval, max_skipped_fraction),
+            training: SkipLog(self._file, num_samples, max_skipped_fraction)
+            for training, num_samples in ((True, num_train), (False, num_eval))
         }
+
+    def evaluate_others(self, num_samples: int) -> None:
+        """Count the next evaluation's samples, which are not those of the run's own dataset, from nought."""
+        self._logs[False] = SkipLog(self._file, num_samples, self._fraction)
 
     def num_skipped(self, *, training: bool) -> int:
         """Distinct samples skipped so far."""

@@ -158,7 +158,9 @@ class ZoomZeroTrainer(GRPOTrainer):
         self.encoder.end_batch(all_rows)
         num_kept = 0 if groups is None else len(groups.prompts)
         self._record("skipped_fraction", 1 - num_kept / len(all_rows))
-        self._record("num_skipped", self._skipping.num_skipped(training=self.model.training))
+        # A count, not a mean: the last one stands for the steps between two logs.
+        mode = "train" if self.model.training else "eval"
+        self._metrics[mode]["num_skipped"] = [self._skipping.num_skipped(training=self.model.training)]
         return {"groups": groups or GroupBatch.empty(self.accelerator.device)}
 
     def _scored_groups(
@@ -226,6 +228,9 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     def evaluate(self, *args: Any, **keywords: Any) -> Any:
         """As TRL's; raises and ends threads as `train`."""
+        dataset = args[0] if args else keywords.get("eval_dataset")
+        if isinstance(dataset, Dataset):
+            self._skipping.evaluate_others(len(dataset))
         try:
             return super().evaluate(*args, **keywords)
         finally:
