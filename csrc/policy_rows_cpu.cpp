@@ -62,7 +62,8 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   terms.kl = outside ? p.kl_clamp : kl;
   double slope = outside ? 0.0 : -growth;
   if (p.unbiased_kl) {
-    slope = ratio * (terms.kl + slope);
+    // Inside the clamp kl - growth is -delta, which the subtraction would lose.
+    slope = ratio * (outside ? terms.kl : -delta);
     terms.kl *= ratio;
   }
   if (p.beta > 0) {

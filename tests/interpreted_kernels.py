@@ -62,6 +62,18 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], u
     assert torch.equal(logits, grad)
 
 
+def test_unbiased_kl_far_from_the_reference() -> None:
+    case = make_case(2, 4, 37)
+    ref = case.ref_logps + torch.tensor([0.0, 5.0, 20.0, 60.0])
+    options = PolicyOptions(1.0, 0.1, 0.2, 0.28, math.inf, unbiased_kl=True)
+    arguments = (case.token_ids, case.mask, case.advantages, torch.ones(2, 4), case.old_logps, ref, options)
+    logits = case.logits.float()
+    expected, grad = torch.empty_like(logits), torch.empty_like(logits)
+    row_pass.policy_rows(logits, *arguments, expected)
+    run(policy_rows_launch(logits, *arguments, RowOutputs(*(torch.zeros(2, 4) for _ in range(5))), grad))
+    torch.testing.assert_close(grad, expected, rtol=2e-5, atol=2e-5)
+
+
 def test_strided_logits() -> None:
     case = make_case(3, 4, 50)
     wide = torch.full((3, 9, 64), math.nan)

@@ -39,7 +39,8 @@ def policy_terms(
     kl = torch.where(outside, options.kl_clamp, kl)
     slope = -torch.where(outside, 0.0, growth)
     if options.unbiased_kl:
-        kl, slope = ratio * kl, ratio * (kl + slope)
+        # Inside the clamp kl - growth is -delta, which the subtraction would lose.
+        kl, slope = ratio * kl, ratio * torch.where(outside, kl, -delta)
     if options.beta > 0:
         loss = loss + options.beta * kl
         derivative = derivative + options.beta * slope

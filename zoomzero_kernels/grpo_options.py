@@ -65,7 +65,7 @@ def policy_options(
 ) -> PolicyOptions:
     """Check the scalar options and pack them."""
     check_temperature(op, temperature)
-    if not (beta >= 0 and math.isfinite(beta)):
+    if not 0 <= beta < math.inf:
         raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}; pass beta=0.0 to leave the KL term out")
     if not 0 <= clip_low < 1:
         raise ValueError(f"{op}: clip_low must be in [0, 1), got {clip_low}; the ratio is clipped at 1 - clip_low")
@@ -79,7 +79,8 @@ def policy_options(
 
 def check_temperature(op: str, temperature: float) -> None:
     """Reject a temperature that is zero, negative or not finite."""
-    if not (temperature > 0 and math.isfinite(temperature)):
+    # Comparisons, not math.isfinite, which torch.compile cannot trace for a symbolic number.
+    if not 0 < temperature < math.inf:
         raise ValueError(f"{op}: temperature must be finite and > 0, got {temperature}; pass 1.0 for unscaled logits")
 
 

@@ -130,7 +130,7 @@ def token_advantages(
     """
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"{_OP}: unknown normalize, got {normalize!r}; use one of {', '.join(NORMALIZATIONS)}")
-    if not (eps >= 0 and math.isfinite(eps)):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"{_OP}: eps must be finite and >= 0, got {eps}; the default is 1e-6")
     if rewards.dim() != 2 or not rewards.dtype.is_floating_point:
         raise ValueError(

@@ -168,7 +168,8 @@ def policy_rows_kernel(
         kl = tl.where(outside, kl_clamp, estimate)
         kl_slope = tl.where(outside, 0.0, -(estimate + delta))
         if unbiased_kl != 0:
-            kl_slope = ratio * (kl + kl_slope)
+            # Inside the clamp the estimate less exp(delta) - 1 is -delta, which the subtraction would lose.
+            kl_slope = ratio * tl.where(outside, kl, -delta)
             kl *= ratio
         tl.store(kl_ptr + row, kl)
         if beta > 0.0:
