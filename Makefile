@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 EXTRAS := dev,train,video
-NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*)
+NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*.py) zoomzero_kernels/kernel_variants.py \
+	$(wildcard zoomzero_kernels/triton_*.py)
 TYPED := zoomzero zoomzero_kernels build_backend
 
 .PHONY: setup demo test test-rivals lint bench kernel-report sanitize tiny clean
