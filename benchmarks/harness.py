@@ -46,11 +46,22 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 1) -> dict[str, Timing]:
-    """Time every candidate once a round, after ``warmup`` rounds that do not count. Results are dropped at once."""
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    prepare: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, Timing]:
+    """Time every candidate once a round, after ``warmup`` rounds that do not count. Results are dropped at once.
+
+    prepare: by candidate, what is called before it and not timed, e.g. to restore an input that it overwrites.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_index in range(warmup + rounds):
         for name, run in candidates.items():
+            if prepare is not None and name in prepare:
+                prepare[name]()
             start = time.perf_counter()
             result = run()
             elapsed = time.perf_counter() - start
