@@ -46,8 +46,8 @@ int32_t token_advantages(const at::Tensor& rewards, const at::Tensor& segments, 
                                scratch.data() + cells,
                                advantages.mutable_data_ptr<float>()};
   const pybind11::gil_scoped_release no_gil;
-  // A thread takes about a nanosecond a token; on a busy machine, waiting for a second one can cost milliseconds.
-  constexpr int64_t kTokensOfThread = 1 << 19;
+  // A thread takes about half a nanosecond a token and pass; waiting for a second one on a busy machine can cost more.
+  constexpr int64_t kTokensOfThread = 1 << 17;
   const int64_t grain = std::max<int64_t>(1, kTokensOfThread / std::max<int64_t>(1, params.num_tokens));
   std::atomic<int32_t> wrong{-1};
   at::parallel_for(0, batch, grain, [&](int64_t begin, int64_t end) {
