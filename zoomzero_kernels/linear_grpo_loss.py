@@ -27,7 +27,7 @@ from zoomzero_kernels.grpo_options import (
     policy_options,
     token_weights,
 )
-from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits
+from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
 from zoomzero_kernels.stored_gradient import with_stored_gradient
 
@@ -64,7 +64,7 @@ def _linear_grpo_loss(
     options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     needs = HeadNeeds(needs_hidden, needs_weight, needs_bias)
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = hidden[valid], ids[valid].unsqueeze(0)
+    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     scale = stored_scale(hidden, weights)
     credit, share = advantages[valid].unsqueeze(0), (weights[valid] / scale).unsqueeze(0)
     old, ref = _picked(old_logps, valid), _picked(ref_logps, valid)

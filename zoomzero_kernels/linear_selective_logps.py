@@ -18,7 +18,7 @@ from zoomzero_kernels.grpo_options import (
     checked_mask_and_ids,
     compute_dtype,
 )
-from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits
+from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
 
 _OP = "linear_selective_logps"
 
@@ -32,7 +32,7 @@ def _linear_selective_logps(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = hidden[valid], ids[valid].unsqueeze(0)
+    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     dtype = compute_dtype(hidden)
     tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(2)]
     tokens.append(torch.zeros((*mask.shape, 2), dtype=dtype, device=hidden.device))
@@ -73,7 +73,7 @@ def _linear_selective_logps_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = hidden[valid], ids[valid].unsqueeze(0)
+    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, normaliser, grad_logps))
     grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
     gradients = HeadGradients(rows, weight, HeadNeeds(needs_hidden, needs_weight, needs_bias))
