@@ -124,7 +124,7 @@ def main() -> None:
     for budget, size in SIZES.items():
         check(frames, size)
         timings = interleave(
-            {name: functools.partial(run, frames, size) for name, run in CANDIDATES.items()}, rounds=rounds
+            {name: functools.partial(run, frames, size) for name, run in CANDIDATES.items()}, rounds=rounds, repeats=2
         )
         for name, timing in timings.items():
             moved = frames.nbytes + output_bytes(name, size)

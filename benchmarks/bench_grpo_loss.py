@@ -116,6 +116,7 @@ def measure(tokens: int, vocab: int, names: tuple[str, ...], rounds: int, bandwi
     timings = interleave(
         {name: partial(step, LOSSES[name], overwritten if name == IN_PLACE else inputs) for name in names},
         rounds=rounds,
+        repeats=2,
         prepare={IN_PLACE: lambda: overwritten[0].data.copy_(inputs[0].data)},
     )
     # One read of the valid rows, one write of the gradient.

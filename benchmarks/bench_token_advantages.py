@@ -80,7 +80,9 @@ def measure(batch: int, width: int, rounds: int) -> dict[str, Timing]:
     truth = reference.token_advantages(*inputs)
     for run in (token_advantages, loop):
         torch.testing.assert_close(run(*inputs), truth, atol=1e-4, rtol=1e-4)
-    return interleave({"ours": partial(token_advantages, *inputs), "loop": partial(loop, *inputs)}, rounds=rounds)
+    return interleave(
+        {"ours": partial(token_advantages, *inputs), "loop": partial(loop, *inputs)}, rounds=rounds, repeats=2
+    )
 
 
 def main() -> None:

@@ -51,21 +51,26 @@ def interleave(
     *,
     rounds: int,
     warmup: int = 1,
+    repeats: int = 1,
     prepare: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Timing]:
     """Time every candidate once a round, after ``warmup`` rounds that do not count. Results are dropped at once.
 
+    repeats: calls of a candidate at its turn, of which the last is timed. With 2, a candidate finds the caches, and the
+    memory that it just freed, as it left them itself, and not as the candidate before it did, or as a hypervisor that
+    takes freed memory back within a second did.
     prepare: by candidate, what is called before it and not timed, e.g. to restore an input that it overwrites.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_index in range(warmup + rounds):
         for name, run in candidates.items():
-            if prepare is not None and name in prepare:
-                prepare[name]()
-            start = time.perf_counter()
-            result = run()
-            elapsed = time.perf_counter() - start
-            del result
+            for _ in range(repeats):
+                if prepare is not None and name in prepare:
+                    prepare[name]()
+                start = time.perf_counter()
+                result = run()
+                elapsed = time.perf_counter() - start
+                del result
             if round_index >= warmup:
                 seconds[name].append(elapsed)
     return {
