@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 EXTRAS := dev,train,video
-NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*.py) zoomzero_kernels/kernel_variants.py \
-	$(wildcard zoomzero_kernels/triton_*.py)
+NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
+	$(wildcard zoomzero_kernels/triton_kernels/*.py)
 TYPED := zoomzero zoomzero_kernels build_backend
 
 .PHONY: setup demo test test-rivals lint bench kernel-report sanitize tiny clean
@@ -55,7 +55,7 @@ sanitize: setup
 	.ci/sanitize.sh
 
 tiny: setup
-	$(BIN)/python -m zoomzero.synthetic.train_tiny
+	$(BIN)/python -m zoomzero.demo.train_tiny
 
 clean:
 	rm -rf build dist $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -19,7 +19,7 @@ for capability in ${ZOOMZERO_CPU_CAPABILITY:-DEFAULT AVX2 AVX512}; do
   echo "sanitized run: $capability"
   LD_PRELOAD=$runtime ASAN_OPTIONS=detect_leaks=0:detect_container_overflow=0 \
     UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ZOOMZERO_CPU_CAPABILITY=$capability PYTHONPATH="$scratch/site" \
-    OMP_NUM_THREADS=2 "$python" .ci/sanitized_tests.py "$scratch/site" tests/test_frame_resample.py \
-    tests/test_token_resample.py tests/test_token_advantages.py tests/test_grpo_loss.py tests/test_selective_logps.py \
+    OMP_NUM_THREADS=2 "$python" .ci/sanitized_tests.py "$scratch/site" tests/kernels/test_frame_resample.py \
+    tests/kernels/test_token_resample.py tests/kernels/test_token_advantages.py tests/kernels/test_grpo_loss.py tests/kernels/test_selective_logps.py \
     -q -p no:cacheprovider -k "not compile and not opcheck and not instruction_set"
 done

@@ -19,7 +19,7 @@ from harness import print_table, write_results
 
 from zoomzero_kernels import _C
 from zoomzero_kernels.frame_resample import native_options
-from zoomzero_kernels.kernel_variants import compile_variant, variants
+from zoomzero_kernels.triton_kernels.variants import compile_variant, variants
 
 CHECKOUT = Path(__file__).parent.parent
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

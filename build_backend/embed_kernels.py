@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-KERNELS = Path(__file__).resolve().parent.parent / "zoomzero_kernels"
+KERNELS = Path(__file__).resolve().parent.parent / "zoomzero_kernels" / "triton_kernels"
 LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 
@@ -33,7 +33,7 @@ def main(folder: Path, architectures: list[int]) -> None:
     os.environ["TRITON_DISABLE_LINE_INFO"] = "1"
     os.environ["TRITON_CACHE_DIR"] = str(folder / "triton_cache")
     sys.path.insert(0, str(KERNELS))
-    from kernel_variants import argument_types, compile_variant, variants
+    from variants import argument_types, compile_variant, variants
 
     folder.mkdir(parents=True, exist_ok=True)
     labels: list[str] = []

@@ -6,19 +6,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoomzero.engine import Answer, Pass, Query, ZoomZero
+    from zoomzero.answering.engine import Answer, Pass, Query, ZoomZero
     from zoomzero.inputs import VideoInputs, load_processor
-    from zoomzero.trainer import ZoomZeroConfig, ZoomZeroTrainer
+    from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 
 # Loaded when first used: `import zoomzero.intervals` should not take the seconds that transformers and TRL take.
 _HOMES = {
-    "Answer": "zoomzero.engine",
-    "Pass": "zoomzero.engine",
-    "Query": "zoomzero.engine",
+    "Answer": "zoomzero.answering.engine",
+    "Pass": "zoomzero.answering.engine",
+    "Query": "zoomzero.answering.engine",
     "VideoInputs": "zoomzero.inputs",
-    "ZoomZero": "zoomzero.engine",
-    "ZoomZeroConfig": "zoomzero.trainer",
-    "ZoomZeroTrainer": "zoomzero.trainer",
+    "ZoomZero": "zoomzero.answering.engine",
+    "ZoomZeroConfig": "zoomzero.training",
+    "ZoomZeroTrainer": "zoomzero.training",
     "load_processor": "zoomzero.inputs",
 }
 

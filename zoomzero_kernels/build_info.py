@@ -58,7 +58,8 @@ def build_info() -> dict[str, Any]:
         and ``triton_kernels``: how the kernels written in Triton are launched by architecture, "jit" or "embedded"
         (the environment variable ZOOMZERO_TRITON_KERNELS chooses).
     """
-    from zoomzero_kernels import _C, kernel_launch
+    from zoomzero_kernels import _C
+    from zoomzero_kernels.triton_kernels import launch
 
     gpu = torch.cuda.is_available()
     return {
@@ -74,5 +75,5 @@ def build_info() -> dict[str, Any]:
             "triton": gpu and importlib.util.find_spec("triton") is not None,
         },
         "embedded_triton": _built.EMBEDDED_TRITON or None,
-        "triton_kernels": kernel_launch.table(),
+        "triton_kernels": launch.table(),
     }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.value_checks import values_are_checked
+from zoomzero_kernels.checks import values_are_checked
 
 # Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
 _MAX_SIDE = 65_536

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import row_pass
-from zoomzero_kernels.grpo_options import (
+from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy.options import (
     LOGITS_DTYPES,
     GRPOLossOutput,
     PolicyOptions,
@@ -27,8 +27,8 @@ from zoomzero_kernels.grpo_options import (
     policy_options,
     token_weights,
 )
+from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
 from zoomzero_kernels.selective_logps import masked_logps
-from zoomzero_kernels.stored_gradient import with_stored_gradient
 
 _OP = "grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradient of the logits, scale that the gradient still needs.

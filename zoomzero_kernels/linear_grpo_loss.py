@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import row_pass
 from zoomzero_kernels.grpo_loss import sequence_level_loss, stored_scale
-from zoomzero_kernels.grpo_options import (
+from zoomzero_kernels.linear_selective_logps import masked_linear_logps
+from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy.head import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
+from zoomzero_kernels.policy.options import (
     GRPOLossOutput,
     PolicyOptions,
     RowOutputs,
@@ -27,9 +29,7 @@ from zoomzero_kernels.grpo_options import (
     policy_options,
     token_weights,
 )
-from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
-from zoomzero_kernels.linear_selective_logps import masked_linear_logps
-from zoomzero_kernels.stored_gradient import with_stored_gradient
+from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
 
 _OP = "linear_grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradients of hidden, weight and bias (empty where not wanted), and their scale.

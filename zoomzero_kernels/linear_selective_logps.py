@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import row_pass
-from zoomzero_kernels.grpo_options import (
+from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy.head import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
+from zoomzero_kernels.policy.options import (
     check_mask,
     check_temperature,
     check_token_ids,
     checked_mask_and_ids,
     compute_dtype,
 )
-from zoomzero_kernels.head_chunks import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
 
 _OP = "linear_selective_logps"
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import row_pass
-from zoomzero_kernels.grpo_options import (
+from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy.options import (
     LOGITS_DTYPES,
     check_mask,
     check_temperature,

@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, kernel_launch
-from zoomzero_kernels.cuda_token_advantages import token_advantages_launch
-from zoomzero_kernels.grpo_options import check_device, check_mask, checked_mask, describe
-from zoomzero_kernels.kernel_variants import NORMALIZATIONS
-from zoomzero_kernels.value_checks import values_are_checked
+from zoomzero_kernels import _C
+from zoomzero_kernels.checks import values_are_checked
+from zoomzero_kernels.policy.options import check_device, check_mask, checked_mask, describe
+from zoomzero_kernels.triton_kernels import launch as kernel_launch
+from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
+from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
 
 _OP = "token_advantages"
 

@@ -52,7 +52,7 @@ TINY_GEOMETRY = VisionGeometry(patch_size=8, merge_size=2, temporal_patch_size=2
 
 
 def tiny_checkpoint() -> Path:
-    """Folder of the trained start checkpoint that the package carries, made by `zoomzero.synthetic.train_tiny`."""
+    """Folder of the trained start checkpoint that the package carries, made by `zoomzero.demo.train_tiny`."""
     return Path(__file__).parent / "checkpoint"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.grpo_options import GRPOLossOutput
+from zoomzero_kernels.policy.options import GRPOLossOutput
 
 
 def _normalise(

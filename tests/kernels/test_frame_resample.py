@@ -1,0 +1,343 @@
+"""frame_resample against torchvision, transformers, the reference, and its own compiled CUDA kernel."""
+
+import os
+import subprocess
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from support.places import TESTS
+from torch import Tensor
+from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+from zoomzero_kernels import frame_resample, reference
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+# mean 0 and std 1/255 leave the uint8 values as they are
+RAW: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
+
+
+def random_frames(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+# Down- and upsampling, one axis each way, unchanged, odd sides, sides of a few pixels, ratio 30 and beyond.
+SHAPES = [
+    ((72, 128), (28, 56)),
+    ((37, 53), (112, 56)),
+    ((56, 84), (56, 84)),
+    ((30, 200), (84, 28)),
+    ((5, 7), (28, 28)),
+    ((1, 1), (28, 28)),
+    ((840, 843), (28, 28)),
+    ((1080, 64), (28, 28)),
+]
+
+
+@pytest.mark.parametrize(("source", "size"), SHAPES)
+def test_equals_torchvision_to_the_last_bit(source: tuple[int, int], size: tuple[int, int]) -> None:
+    frames = random_frames(2, *source, 3)
+    ours = frame_resample(frames, size=size, layout="tchw", **RAW)
+    theirs = resize(frames.permute(0, 3, 1, 2), list(size), interpolation=InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(ours, theirs.float())
+
+
+@pytest.mark.parametrize(("source", "size"), SHAPES)
+@pytest.mark.parametrize("layout", ["patches", "tchw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_equals_reference(source: tuple[int, int], size: tuple[int, int], layout: str, dtype: torch.dtype) -> None:
+    frames = random_frames(3, *source, 3)
+    indices = torch.tensor([2, 0, 0])
+    ours = frame_resample(frames, indices, size=size, layout=layout, dtype=dtype, **NORMALISED)
+    truth = reference.frame_resample(frames, indices, size=size, layout=layout, dtype=torch.float64, **NORMALISED)
+    assert ours.dtype == dtype
+    assert ours.shape == truth.shape
+    # 2 float32 roundings of values up to 2.7 ahead of one rounding to the output type
+    error = (ours.double() - truth).abs()
+    assert (error <= truth.abs() * torch.finfo(dtype).eps + 5e-7).all()
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4])
+@pytest.mark.parametrize("temporal_patch_size", [1, 2, 3])
+@pytest.mark.parametrize(("patch_size", "merge_size"), [(14, 2), (16, 2), (8, 1), (7, 3)])
+def test_patch_order(num_frames: int, temporal_patch_size: int, patch_size: int, merge_size: int) -> None:
+    side = patch_size * merge_size
+    frames = random_frames(num_frames, 40, 50, 3)
+    layout: dict[str, Any] = {
+        "patch_size": patch_size,
+        "merge_size": merge_size,
+        "temporal_patch_size": temporal_patch_size,
+    }
+    ours = frame_resample(frames, size=(side, 2 * side), **layout, **RAW)
+    truth = reference.frame_resample(frames, size=(side, 2 * side), **layout, **RAW)
+    assert torch.equal(ours, truth)
+
+
+def strided_views() -> dict[str, Tensor]:
+    wide = random_frames(5, 33, 64, 3)
+    return {
+        "channels first": random_frames(5, 3, 33, 47).permute(0, 2, 3, 1),
+        "pitch": wide[:, :, :47],
+        "every second frame": random_frames(10, 33, 47, 3)[::2],
+        "every second pixel": random_frames(5, 66, 94, 3)[:, ::2, ::2],
+        "RGBA": random_frames(5, 33, 47, 4)[..., :3],
+        "BGR by flip": random_frames(5, 33, 47, 3).flip(3),
+        "unaligned start": random_frames(5 * 33 * 47 * 3 + 1)[1:].view(5, 33, 47, 3),
+        "expanded frame": random_frames(1, 33, 47, 3).expand(5, -1, -1, -1),
+    }
+
+
+@pytest.mark.parametrize("name", strided_views())
+def test_strides(name: str) -> None:
+    frames = strided_views()[name]
+    ours = frame_resample(frames, size=(28, 56), **NORMALISED)
+    assert torch.equal(ours, frame_resample(frames.contiguous(), size=(28, 56), **NORMALISED))
+
+
+def test_empty_index_list_gives_no_rows() -> None:
+    frames = random_frames(2, 30, 30, 3)
+    none = torch.empty(0, dtype=torch.int64)
+    assert frame_resample(frames, none, size=(28, 56), **RAW).shape == (0, 1176)
+    assert frame_resample(frames, none, size=(30, 31), layout="tchw", **RAW).shape == (0, 3, 30, 31)
+    assert frame_resample(frames[:0], size=(28, 28), **RAW).shape == (0, 1176)
+
+
+def test_result_does_not_depend_on_threads() -> None:
+    frames = random_frames(3, 90, 120, 3)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(frame_resample(frames, size=(84, 56), **NORMALISED))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+# Prints a digest of results over all shapes, layouts and types: the same on every instruction set.
+DIGEST_PROGRAM = """
+import hashlib, os, torch
+from zoomzero_kernels import build_info, frame_resample
+from kernels.test_frame_resample import NORMALISED, SHAPES, random_frames, strided_views
+digest = hashlib.sha256()
+for source, size in SHAPES:
+    for layout in ("patches", "tchw"):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            for frames in (random_frames(3, *source, 3), random_frames(3, 3, *source).permute(0, 2, 3, 1)):
+                out = frame_resample(frames, size=size, layout=layout, dtype=dtype, **NORMALISED)
+                digest.update(out.view(torch.uint8).numpy().tobytes())
+large = random_frames(2, 500, 700, 3)  # an output large enough to be written past the caches
+digest.update(frame_resample(large, size=(1400, 1400), **NORMALISED).numpy().tobytes())
+print(build_info()["cpu_capability"], digest.hexdigest())
+"""
+
+
+def test_instruction_sets_agree() -> None:
+    results: dict[str, str] = {}
+    for wanted in ("DEFAULT", "AVX2", "AVX512"):
+        environment = {**os.environ, "ZOOMZERO_CPU_CAPABILITY": wanted, "PYTHONPATH": str(TESTS)}
+        done = subprocess.run(
+            [sys.executable, "-c", DIGEST_PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        chosen, digest = done.stdout.split()
+        results[chosen] = digest  # a processor without the wanted set falls back to DEFAULT
+    assert "DEFAULT" in results
+    assert len(set(results.values())) == 1
+
+
+def test_opcheck() -> None:
+    frames = random_frames(3, 30, 40, 3)
+    for indices in (None, torch.tensor([2, 1])):
+        for layout in ("patches", "tchw"):
+            arguments = (frames, indices, [28, 28], list(MEAN), list(STD), layout, 14, 2, 2, torch.bfloat16)
+            torch.library.opcheck(torch.ops.zoomzero.frame_resample.default, arguments)
+
+
+def test_compiles_without_graph_breaks() -> None:
+    def model(frames: Tensor, indices: Tensor) -> Tensor:
+        return frame_resample(frames, indices, size=(28, 56), **NORMALISED).square().sum(0)
+
+    frames, indices = random_frames(4, 31, 45, 3), torch.tensor([3, 1, 1])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(frames, indices), model(frames, indices))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(("source", "size"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_equals_cpu(source: tuple[int, int], size: tuple[int, int], dtype: torch.dtype) -> None:
+    frames, indices = random_frames(3, *source, 3), torch.tensor([2, 0, 1])
+    for layout in ("patches", "tchw"):
+        on_cpu = frame_resample(frames, indices, size=size, layout=layout, dtype=dtype, **NORMALISED)
+        on_gpu = frame_resample(frames.cuda(), indices, size=size, layout=layout, dtype=dtype, **NORMALISED)
+        assert torch.equal(on_gpu.cpu(), on_cpu)
+
+
+CHANNELS_FIRST = random_frames(2, 3, 30, 40)
+GOOD: dict[str, Any] = {"size": (28, 28), **NORMALISED}
+# Every message names the rule, what came and what to do; matched on the rule and the value.
+BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (TypeError, r"must be a torch tensor, got list", {"frames": [1]}),
+    (TypeError, r"must be uint8 \[N, H, W, 3\], got float32 \[2, 30, 40, 3\]", {"frames": torch.zeros(2, 30, 40, 3)}),
+    (ValueError, r"must be uint8 \[N, H, W, 3\], got uint8 \[30, 40, 3\]", {"frames": random_frames(30, 40, 3)}),
+    (ValueError, r"got uint8 \[2, 3, 30, 40\]; permute", {"frames": random_frames(2, 3, 30, 40)}),
+    (
+        ValueError,
+        r"frame sides must be between 1 and 65536, got uint8 \[2, 0, 40, 3\]",
+        {"frames": random_frames(2, 0, 40, 3)},
+    ),
+    (
+        ValueError,
+        r"frame sides must be .* got uint8 \[1, 1, 70000, 3\]",
+        {"frames": torch.zeros(1, dtype=torch.uint8).expand(1, 1, 70000, 3)},
+    ),
+    (
+        TypeError,
+        r"frame_indices must be an int64 tensor, got torch.int32",
+        {"frame_indices": torch.tensor([1], dtype=torch.int32)},
+    ),
+    (TypeError, r"frame_indices must be an int64 tensor, got list", {"frame_indices": [1]}),
+    (ValueError, r"frame_indices must be int64 \[n\], got shape \[1, 1\]", {"frame_indices": torch.tensor([[1]])}),
+    (ValueError, r"between 0 and 1, got values from -1 to 0", {"frame_indices": torch.tensor([0, -1])}),
+    (ValueError, r"between 0 and 1, got values from 0 to 2", {"frame_indices": torch.tensor([0, 2])}),
+    (
+        ValueError,
+        r"frame_indices must be empty where there is no frame, got 2 of them",
+        {"frames": random_frames(0, 30, 40, 3), "frame_indices": torch.tensor([0, 0])},
+    ),
+    (
+        ValueError,
+        r"frames' device or the CPU, got meta",
+        {"frame_indices": torch.empty(1, dtype=torch.int64, device="meta")},
+    ),
+    (ValueError, r"multiples of patch_size \* merge_size = 28, got \(30, 41\); use \(28, 28\)", {"size": (30, 41)}),
+    (ValueError, r"size must be \(out_h, out_w\) between 1 and 65536, got \(0, 28\)", {"size": (0, 28)}),
+    (ValueError, r"size must be .* got \(28, 1000000\)", {"size": (28, 1_000_000)}),
+    (ValueError, r"size must hold 2 numbers, got \(28,\)", {"size": (28,)}),
+    (ValueError, r"size must hold 2 numbers, got 28", {"size": 28}),
+    (ValueError, r"mean must hold 3 numbers", {"mean": (0.5,)}),
+    (ValueError, r"std must hold 3 numbers", {"std": (0.5, 0.5)}),
+    (ValueError, r"std not zero, got .*0.0", {"std": (0.5, 0.0, 0.5)}),
+    (ValueError, r"must be finite", {"mean": (0.5, float("nan"), 0.5)}),
+    (TypeError, r"size must be of integers, got 28.0", {"size": (28.0, 28)}),
+    (
+        TypeError,
+        r"layout must be a string and dtype a torch.dtype, got 'tchw' and 'float32'",
+        {"layout": "tchw", "dtype": "float32"},
+    ),
+    (ValueError, r"layout must be one of .* got 'nchw'", {"layout": "nchw"}),
+    (ValueError, r"patch_size must be between 1 and 1024, got 0", {"patch_size": 0}),
+    (ValueError, r"temporal_patch_size must be between 1 and 1024, got -2", {"temporal_patch_size": -2}),
+    (TypeError, r"dtype must be one of .* got torch.float64", {"dtype": torch.float64}),
+    (
+        ValueError,
+        r"too large to address",
+        {"frames": random_frames(1, 1, 1, 3).expand(2**40, 1, 1, 3), "size": (56000, 56000)},
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "change"), BAD_ARGUMENTS, ids=[case[1][:40] for case in BAD_ARGUMENTS])
+def test_bad_arguments(error: type[Exception], message: str, change: dict[str, Any]) -> None:
+    arguments = {"frames": random_frames(2, 30, 40, 3), "frame_indices": None, **GOOD, **change}
+    with pytest.raises(error, match="frame_resample: .*" + message):
+        frame_resample(arguments.pop("frames"), arguments.pop("frame_indices"), **arguments)
+
+
+def test_cuda_frames_on_a_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zoomzero_kernels import _C
+    from zoomzero_kernels.frame_resample import require_cuda_build
+
+    monkeypatch.setattr(_C, "WITH_CUDA", False)
+    with pytest.raises(ValueError, match=r"this build .* no CUDA kernels, got frames on cuda:0; install nvcc"):
+        require_cuda_build(torch.device("cuda:0"))
+
+
+def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor | None, **options: Any) -> Tensor:
+    """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
+    from zoomzero_kernels import _C
+    from zoomzero_kernels.frame_resample import native_options
+
+    layout, patches = options["layout"], (14, 2, 2)
+    expected = frame_resample(frames, indices, **options)
+    out = torch.full_like(expected, float("nan"))
+    native = native_options(
+        frames, options["size"], options["mean"], options["std"], (0, 1, 1) if layout == "tchw" else patches, 1
+    )
+    params, launch, blocks, shared_bytes = _C.frame_resample_launch(frames, indices, out, native, 1)
+    assert shared_bytes > 0
+    marker = {torch.float32: "IfE", torch.bfloat16: "I13__nv_bfloat16E", torch.float16: "I6__halfE"}[out.dtype]
+    (name,) = [name for name in module.kernels if marker in name]
+    tables = [table for axis in native[1:3] for table in axis[:3]]
+    extra = [frames, out, *tables, *([] if indices is None else [indices])]
+    module.launch(name, blocks, 256, [params, launch], smem=shared_bytes, order=order, extra=extra)
+    return out
+
+
+# Small shapes that reach every tail: (source, size, layout). Strips that end early, ratio 30 with narrow bands,
+# upsampling.
+KERNEL_SHAPES = [
+    ((33, 47), (28, 56), "patches"),
+    ((20, 18), (56, 84), "patches"),
+    ((64, 300), (28, 140), "patches"),
+    ((420, 433), (28, 28), "patches"),
+    ((41, 150), (19, 131), "tchw"),
+    ((700, 30), (3, 5), "tchw"),
+]
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
+    csrc = checkout / "csrc"
+    return ptxhost.PtxModule.from_nvcc(
+        str(csrc / "frame_resample.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
+    )
+
+
+@pytest.mark.parametrize(("source", "size", "layout"), KERNEL_SHAPES)
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_compiled_kernel_equals_cpu(
+    kernel: Any, order: int, source: tuple[int, int], size: tuple[int, int], layout: str
+) -> None:
+    frames, indices = random_frames(3, *source, 3), torch.tensor([2, 0, 0])
+    options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
+    assert torch.equal(
+        run_compiled_kernel(kernel, order, frames, indices, **options), frame_resample(frames, indices, **options)
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", strided_views())
+def test_compiled_kernel_strides(kernel: Any, name: str, dtype: torch.dtype) -> None:
+    frames = strided_views()[name]
+    options: dict[str, Any] = {"size": (28, 56), "layout": "patches", "dtype": dtype, **NORMALISED}
+    assert torch.equal(run_compiled_kernel(kernel, 2, frames, None, **options), frame_resample(frames, None, **options))
+
+
+def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, indices = random_frames(2, 30, 30, 3), torch.tensor([0, 1, 1])
+    options: dict[str, Any] = {"size": (28, 28), "layout": "tchw", **NORMALISED}
+    expected = frame_resample(frames, indices, **options)
+    from zoomzero_kernels import _C
+
+    make_launch = _C.frame_resample_launch
+
+    def launch_with_bad_indices(*arguments: Any) -> Any:
+        indices[0], indices[2] = -1, 2
+        return make_launch(*arguments)
+
+    monkeypatch.setattr(_C, "frame_resample_launch", launch_with_bad_indices)
+    out = run_compiled_kernel(kernel, 0, frames, indices, **options)
+    assert torch.equal(out[1], expected[1])
+    assert out[0].isnan().all()
+    assert out[2].isnan().all()

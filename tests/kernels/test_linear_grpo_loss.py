@@ -1,0 +1,174 @@
+"""linear_grpo_loss against the loss of explicit logits: values, gradients, memory and bad input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.grpo_cases import Case, assert_within_budget, make_case
+from torch import Tensor
+
+from zoomzero_kernels import grpo_loss, linear_grpo_loss, reference
+from zoomzero_kernels.policy import head as head_chunks
+from zoomzero_kernels.policy import rows as row_pass
+
+EPSILON = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def make_head(case: Case, width: int = 8, *, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """hidden [B, T, D], weight [V, D], bias [V] in float64, exact in bfloat16."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, length, vocab = case.logits.shape
+    shapes = ((batch, length, width), (vocab, width), (vocab,))
+    hidden, weight, bias = (torch.randn(shape, generator=generator).bfloat16().double() for shape in shapes)
+    return hidden, weight * 0.5, bias
+
+
+def run(
+    function: Any, head: tuple[Tensor, ...], case: Case, with_bias: bool, **options: Any
+) -> tuple[Any, list[Tensor]]:
+    leaves = [tensor.clone().requires_grad_() for tensor in head[: 2 + with_bias]]
+    output = function(*leaves[:2], *case.tokens, bias=leaves[2] if with_bias else None, **options)
+    return output, list(torch.autograd.grad(output.loss * 1.5, leaves))
+
+
+# The pass over rows is that of grpo_loss, tested there with every option; here the matmuls around it and the gathering
+# of valid rows matter: every dtype, with and without bias, token and sequence level, one chunk and many.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+def test_matches_float64_truth(
+    dtype: torch.dtype, with_bias: bool, level: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_chunks, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    case = make_case(4, 5, 37)
+    head = make_head(case)
+    options = {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "temperature": 0.9}
+    options["importance_sampling_level"] = level
+    case.old_logps.fill_(-3.6)
+    case.ref_logps.fill_(-3.4)
+    narrow = tuple(tensor.to(dtype) for tensor in head)
+    truth, truth_grads = run(reference.linear_grpo_loss, head, case, with_bias, **options)
+    plain, plain_grads = run(reference.linear_grpo_loss, narrow, case, with_bias, **options)
+    ours, grads = run(linear_grpo_loss, narrow, case, with_bias, **options)
+    assert_within_budget(ours.loss, plain.loss, truth.loss, EPSILON[dtype], "loss")
+    assert_within_budget(ours.logps, plain.logps, truth.logps, EPSILON[dtype], "logps")
+    for got, same, exact, name in zip(grads, plain_grads, truth_grads, ("hidden", "weight", "bias"), strict=False):
+        assert got.dtype == dtype
+        assert_within_budget(got, same, exact, EPSILON[dtype], name)
+
+
+def test_equals_the_loss_of_its_logits() -> None:
+    case = make_case(4, 6, 50)
+    hidden, weight, bias = make_head(case)
+    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
+        options = {"old_logps": case.old_logps, "loss_type": loss_type, "num_items": 11.0, "max_completion_length": 8}
+        direct = grpo_loss(hidden @ weight.t() + bias, *case.tokens, **options)
+        fused = linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, **options)
+        for field in direct._fields:
+            torch.testing.assert_close(getattr(fused, field), getattr(direct, field), msg=field)
+
+
+def test_gradcheck() -> None:
+    case = make_case(2, 3, 5)
+    leaves = [tensor.requires_grad_() for tensor in make_head(case, 3)]
+
+    def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, old_logps=case.old_logps.double()).loss
+
+    assert torch.autograd.gradcheck(loss, leaves)
+
+
+def test_garbage_in_masked_rows_does_not_leak() -> None:
+    case = make_case(4, 6, 50)
+    hidden, weight, bias = make_head(case)
+    clean, clean_grads = run(linear_grpo_loss, (hidden, weight, bias), case, True)
+    hidden[~case.mask] = torch.nan
+    case.token_ids[~case.mask] = -100
+    dirty, grads = run(linear_grpo_loss, (hidden, weight, bias), case, True)
+    assert torch.equal(clean.loss, dirty.loss)
+    for clean_grad, grad in zip(clean_grads, grads, strict=True):
+        assert torch.equal(clean_grad, grad)
+
+
+def test_all_masked_is_zero() -> None:
+    case = make_case()
+    case.mask.zero_()
+    output, grads = run(linear_grpo_loss, make_head(case), case, True)
+    assert output.loss.item() == 0
+    assert all((grad == 0).all() for grad in grads)
+
+
+def test_frozen_head_gets_no_gradient() -> None:
+    case = make_case()
+    hidden, weight, bias = make_head(case)
+    hidden.requires_grad_()
+    output = linear_grpo_loss(hidden, weight, *case.tokens, bias=bias)
+    output.loss.backward()
+    assert weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_a_chunk_is_a_twelfth_of_the_logits() -> None:
+    assert head_chunks.rows_per_chunk(1024, 151936) == 86
+    # A small vocabulary is done at once; one row is the least.
+    assert head_chunks.rows_per_chunk(512, 300) >= 512
+    assert head_chunks.rows_per_chunk(1, 10**9) == 1
+
+
+def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_chunks, "_SMALL_CHUNK_ELEMENTS", 1)
+    case = make_case(8, 16, 301)
+    hidden, weight, _ = (tensor.requires_grad_() for tensor in make_head(case))
+    sizes: list[int] = []
+    real = row_pass.policy_rows
+
+    def watch(logits: Tensor, *args: Any) -> Any:
+        sizes.append(logits.untyped_storage().nbytes())
+        return real(logits, *args)
+
+    monkeypatch.setattr(row_pass, "policy_rows", watch)
+    linear_grpo_loss(hidden, weight, *case.tokens).loss.backward()
+    assert len(sizes) > 8
+    assert max(sizes) <= case.mask.sum() * 301 * 8 / 8
+
+
+def test_opcheck_and_compile() -> None:
+    case = make_case()
+    hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_head(case))
+    weights = case.mask.float() / case.mask.sum()
+    arguments = (hidden, weight, bias, *case.tokens, weights, None, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True)
+    torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, (*arguments, True, True, True))
+
+    def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, old_logps=case.old_logps).loss * 2
+
+    expected = torch.autograd.grad(step(hidden, weight, bias), (hidden, weight, bias))
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    got = torch.autograd.grad(compiled(hidden, weight, bias), (hidden, weight, bias))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"hidden": torch.zeros(3, 8)}, ValueError, r"hidden must be floating point \[B, T, D\]"),
+        ({"weight": torch.zeros(37, 9)}, ValueError, r"weight must be \[V, D\] with D = 8, got float32 \[37, 9\]"),
+        ({"weight": torch.zeros(37, 8).half()}, TypeError, "weight must have the dtype of hidden"),
+        ({"weight": torch.zeros(37, 8, device="meta")}, ValueError, "weight must be on cpu, got meta"),
+        ({"bias": torch.zeros(36)}, ValueError, r"bias must be \[V\] with V = 37"),
+        ({"beta": 1.0}, ValueError, "beta > 0 needs ref_logps"),
+        ({"loss_type": "x"}, ValueError, "unknown loss_type"),
+        ({"temperature": 0}, ValueError, "temperature must be finite and > 0"),
+        ({"token_ids": torch.full((3, 5), 37)}, ValueError, r"token_ids must be in \[0, 37\)"),
+    ],
+)
+def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    case = make_case()
+    hidden, weight, bias = (tensor.float() for tensor in make_head(case))
+    arguments = {"hidden": hidden, "weight": weight, "bias": bias, "token_ids": case.token_ids}
+    arguments |= {"advantages": case.advantages, "mask": case.mask, **change}
+    with pytest.raises(error, match=f"linear_grpo_loss: {message}"):
+        linear_grpo_loss(**arguments)

@@ -1,0 +1,48 @@
+"""The per-token terms of the policy loss where float32 could lose them, and tracing of their options."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from support.grpo_cases import make_case
+from torch import Tensor
+
+from zoomzero_kernels import grpo_loss, reference
+from zoomzero_kernels.policy.options import PolicyOptions
+from zoomzero_kernels.policy.rows_eager import policy_terms
+
+
+# Reference minus policy log-probability, up to where exp(delta) swallows delta in float32 but not in float64.
+@pytest.mark.parametrize("delta", [0.001, 5.0, 20.0])
+@pytest.mark.parametrize("kl_clamp", [3.0, math.inf])
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_slope_of_the_kl_term(delta: float, kl_clamp: float, unbiased: bool) -> None:
+    logp = torch.tensor(-1.5, dtype=torch.float64, requires_grad=True)
+    old, ref = torch.tensor(-1.2, dtype=torch.float64), torch.tensor(-1.5 + delta, dtype=torch.float64)
+    estimate = torch.expm1(ref - logp) - (ref - logp)
+    kl = estimate.clamp(max=kl_clamp) * ((logp - old).exp() if unbiased else 1.0)
+    (0.1 * kl).backward()
+    options = PolicyOptions(1.0, 0.1, 0.2, 0.28, kl_clamp, unbiased)
+    zero = torch.zeros(())
+    _, slope, value, _ = policy_terms(logp.detach().float(), zero, old.float(), ref.float(), options)
+    assert logp.grad is not None
+    torch.testing.assert_close(slope.double(), logp.grad, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(value.double(), kl.detach(), rtol=1e-5, atol=1e-9)
+
+
+def test_options_may_be_symbolic_numbers() -> None:
+    def step(logits: Tensor, ids: Tensor, advantages: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        ref = torch.zeros_like(advantages) - 3
+        return grpo_loss(logits, ids, advantages, mask, temperature=temperature, beta=0.1, ref_logps=ref).loss
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for width, temperature in ((4, 1.0), (9, 0.7), (5, 0.9)):
+        case = make_case(2, width, 11)
+        leaf = case.logits.float().requires_grad_()
+        (got,) = torch.autograd.grad(compiled(leaf, *case.tokens, temperature), leaf)
+        truth = case.logits.clone().requires_grad_()
+        ref = torch.zeros(2, width) - 3
+        loss = reference.grpo_loss(truth, *case.tokens, temperature=temperature, beta=0.1, ref_logps=ref).loss
+        torch.testing.assert_close(got.double(), torch.autograd.grad(loss, truth)[0], rtol=1e-5, atol=1e-6)

@@ -1,0 +1,202 @@
+"""The Triton kernels three ways without a GPU: interpreted, their PTX executed, and compiled to machine code."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from support.grpo_cases import make_case
+from support.places import SUPPORT, TESTS
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from zoomzero_kernels import grpo_loss, token_advantages
+from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.triton_kernels import policy_rows as triton_policy_rows
+from zoomzero_kernels.triton_kernels import token_advantages as triton_token_advantages
+from zoomzero_kernels.triton_kernels.variants import compile_variant, variants
+
+
+@pytest.mark.slow
+def test_interpreted() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(SUPPORT / "interpreted_kernels.py")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert re.search(r"[1-9]\d* passed", result.stdout) or "[100%]" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def run_ptx(ptxhost: ModuleType) -> Any:
+    """Runs a kernel through Triton's NVIDIA back end and the PTX interpreter."""
+    import trihost
+
+    return trihost.run
+
+
+# Thread orders: ascending, descending, shuffled; a missing barrier shows as a difference between them.
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Several blocks of few warps, aligned and not, and one block of the size that a large vocabulary gets.
+@pytest.mark.parametrize(("vocab", "aligned", "block"), [(101, False, 64), (272, True, 128), (8200, False, 8192)])
+def test_policy_rows_ptx(
+    run_ptx: Any, capability: int, dtype: torch.dtype, vocab: int, aligned: bool, block: int
+) -> None:
+    case = make_case(2, 3, vocab)
+    case.mask[1, 2] = False
+    logits = case.logits.to(dtype)
+    weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0)
+    tensors = (case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
+    expected_grad = torch.empty_like(logits)
+    expected = row_pass.policy_rows(logits, *tensors, options, expected_grad)
+    inputs = (case.token_ids, case.mask.view(torch.uint8), *tensors[2:])
+    numbers = (1 / 0.7, 0.1, 0.2, 0.28, 5.0)
+    for order in (0, 1, 2):
+        for target in (torch.full_like(logits, math.nan), logits.clone()):
+            outputs = RowOutputs(*(torch.zeros(2, 3) for _ in range(5)))
+            source = target if not target.isnan().any() else logits
+            run_ptx(
+                triton_policy_rows.policy_rows_kernel, (6,), source, *inputs, *outputs, target,
+                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 0, 1, 1, 1,
+                ALIGNED=aligned, BLOCK=block, num_warps=max(1, block // 256), cc=capability, order=order,
+            )  # fmt: skip
+            for got, want in zip(outputs, expected, strict=True):
+                torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+            tolerance = 2e-5 if dtype == torch.float32 else 1.6e-2
+            torch.testing.assert_close(target, expected_grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
+    case = make_case(2, 3, 101)
+    logits = case.logits.bfloat16()
+    mask = case.mask.view(torch.uint8)
+    expected = row_pass.logp_rows(logits, case.token_ids, case.mask, 0.7)
+    results = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, 2)
+    strides = logits.stride()[:2]
+    options = {"ALIGNED": False, "BLOCK": 128, "num_warps": 4, "cc": capability}
+    run_ptx(
+        triton_policy_rows.logp_rows_kernel, (6,), logits, case.token_ids, mask, *results, *strides, 3, 101, 1 / 0.7,
+        **options,
+    )  # fmt: skip
+    for got, want in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
+    slopes = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
+    want_grad = torch.empty_like(logits)
+    row_pass.logp_rows_backward(logits, case.token_ids, case.mask, *results[1:], slopes[0], slopes[1], 0.7, want_grad)
+    for order in (0, 1, 2):
+        grad = torch.full_like(logits, math.nan)
+        run_ptx(
+            triton_policy_rows.logp_rows_backward_kernel, (6,), logits, case.token_ids, mask, *results[1:],
+            slopes[0].contiguous(), slopes[1].contiguous(), grad, *strides, *strides, 3, 101, 1 / 0.7, 1,
+            **options, order=order,
+        )  # fmt: skip
+        torch.testing.assert_close(grad, want_grad, rtol=1.6e-2, atol=1.6e-2)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("normalize", ["tokens", "segments", "rewards", "sequence", "none"])
+def test_token_advantages_ptx(run_ptx: Any, capability: int, normalize: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rewards, credit = torch.rand(9, 4, generator=generator), torch.randn(4, 3, generator=generator)
+    segments = torch.randint(0, 3, (9, 70), generator=generator).to(torch.uint8)
+    group_ids = torch.tensor([4, -2, 4, 9, -2, 4, -2, 4, 4])
+    mask = torch.rand(9, 70, generator=generator) < 0.8
+    expected = token_advantages(rewards, segments, credit, group_ids, mask, normalize=normalize)
+    sorted_ids, members = torch.sort(group_ids, stable=True)
+    ends = torch.searchsorted(sorted_ids, sorted_ids, right=True)
+    for order in (0, 1, 2):
+        advantages = torch.full((9, 70), math.nan)
+        table = torch.zeros(9, 3, dtype=torch.float64)
+        run_ptx(
+            triton_token_advantages.token_advantages_kernel, (9,), rewards.double(), credit.double(), segments,
+            mask.view(torch.uint8), members, sorted_ids, ends, table, advantages, 70, 4, 3, 1e-6,
+            NORMALIZE=normalize, BLOCK_MEMBERS=64, BLOCK_TOKENS=128, cc=capability, order=order,
+        )  # fmt: skip
+        torch.testing.assert_close(advantages, expected, rtol=1e-6, atol=1e-6)
+
+
+def spilled_bytes(cubin: bytes, tmp_path: Path) -> int:
+    """Bytes of local memory of a compiled kernel: spills and stack."""
+    path = tmp_path / "kernel.cubin"
+    path.write_bytes(cubin)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    text = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True).stdout
+    usages = re.findall(r"STACK:(\d+).*?LOCAL:(\d+)", text)
+    assert usages, text
+    return sum(int(number) for usage in usages for number in usage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_compiles_without_spills_and_with_wide_accesses(capability: int, tmp_path: Path) -> None:
+    for variant in variants():
+        compiled = compile_variant(variant, capability)
+        assert spilled_bytes(compiled.asm["cubin"], tmp_path) == 0, variant.name
+        # A thread's eight logits: 16 bytes an access where all rows are aligned, never otherwise.
+        wide = "ld.global.v4" in compiled.asm["ptx"]
+        assert wide == bool(variant.constants.get("ALIGNED")), variant.name
+
+
+class FakeDriver:
+    """Stands in for a GPU that kernels are compiled for but never launched on."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+
+def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
+    kernel = triton_policy_rows.policy_rows_kernel
+    kernel.device_caches.clear()
+    constants = {"ALIGNED": False, "BLOCK": 8192, "num_warps": 32, "grid": (1,)}
+    logits, ids, mask = (torch.zeros(64, dtype=dtype) for dtype in (torch.bfloat16, torch.int64, torch.uint8))
+    values = torch.zeros(65)
+    for length in (1, 2, 16, 33, 512, 4096, 70000):
+        for batch in (1, 3):
+            strides = (length * 151936, 151936)
+            # Values of one token are read one by one: their alignment must not count either.
+            value = values[batch:]
+            kernel.warmup(
+                logits, ids, mask, *[value] * 9, logits, *strides, *strides, length, 151936, 1.0, 0.0, 0.2, 0.28, 10.0,
+                0, batch % 2, 0, 1, **constants,
+            )  # fmt: skip
+    assert len(kernel.device_caches[0][0]) == 1
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_cuda_equals_cpu(dtype: torch.dtype) -> None:
+    case = make_case(4, 9, 4112)
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = case.logits.to(device, dtype).requires_grad_()
+        tensors = [tensor.to(device) for tensor in (*case.tokens, case.old_logps, case.ref_logps)]
+        output = grpo_loss(leaf, *tensors[:3], old_logps=tensors[3], ref_logps=tensors[4], beta=0.1)
+        (grad,) = torch.autograd.grad(output.loss, leaf)
+        results.append([value.cpu() for value in (*output, grad)])
+    for on_cpu, on_cuda in zip(*results, strict=True):
+        torch.testing.assert_close(on_cuda, on_cpu, rtol=2e-3, atol=2e-4)
+    segments = torch.randint(0, 3, (4, 9)).to(torch.uint8)
+    inputs = (torch.rand(4, 2), segments, torch.rand(2, 3), torch.tensor([1, 5, 1, 5]), case.mask)
+    expected = token_advantages(*inputs)
+    torch.testing.assert_close(token_advantages(*(tensor.cuda() for tensor in inputs)).cpu(), expected)

@@ -1,0 +1,106 @@
+"""A packed group gives the log-probabilities and gradients of the unpacked rows."""
+
+import pytest
+import torch
+from support.tiny_qwen import COARSE, SHORT, VIDEO_TOKEN, ZOOM, full_row_logits, random_inputs, random_model
+
+from zoomzero.models.qwen2_5_vl import encode_prompts, use_segment_attention
+from zoomzero.training.packing import pack_groups, packed_hidden_states
+
+
+def _completions(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    token_ids = torch.randint(2, 90, (len(lengths), max(lengths)), generator=generator)
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    return token_ids * mask, mask
+
+
+# Completions of one token and of none, prompts of three lengths in one batch; eager takes the additive mask.
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_equals_unpacked_in_logps_and_all_gradients(attention: str) -> None:
+    model = random_model(attn_implementation=attention)
+    use_segment_attention(model)
+    inputs = [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, ZOOM, SHORT))]
+    lengths = [9, 1, 12, 0, 5, 7, 12, 3, 2]
+    token_ids, mask = _completions(lengths)
+    weights = torch.randn(token_ids.shape, generator=torch.Generator().manual_seed(1)) * mask
+
+    packed = pack_groups(encode_prompts(model, inputs), token_ids, mask, video_token_id=VIDEO_TOKEN)
+    logps = model.lm_head(packed_hidden_states(model, packed)).log_softmax(-1)
+    logps = logps.gather(-1, token_ids[..., None])[..., 0]
+    (logps * weights).sum().backward()
+    packed_grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    total = torch.zeros(())
+    for row, length in enumerate(lengths):
+        tokens = token_ids[row, :length]
+        if not length:
+            continue
+        expected = full_row_logits(model, inputs[row // 3], tokens).log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+        torch.testing.assert_close(logps[row, :length], expected, rtol=1e-5, atol=2e-6)
+        total = total + (expected * weights[row, :length]).sum()
+    total.backward()
+    for name, parameter in model.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(
+            packed_grads[name], parameter.grad, rtol=0, atol=2e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_the_prompt_is_in_the_row_once() -> None:
+    model = random_model()
+    prompts = encode_prompts(model, [random_inputs(COARSE)])
+    token_ids, mask = _completions([20] * 8)
+    packed = pack_groups(prompts, token_ids, mask, video_token_id=VIDEO_TOKEN)
+    length = prompts[0].input_ids.numel()
+    assert packed.num_tokens == length + 8 * 19  # last tokens predict nothing
+
+
+def test_a_sampled_video_placeholder_is_text() -> None:
+    model = random_model()
+    prompts = encode_prompts(model, [random_inputs(ZOOM)])
+    token_ids, mask = _completions([6, 6])
+    token_ids[0, 2] = VIDEO_TOKEN
+    packed = pack_groups(prompts, token_ids, mask, video_token_id=VIDEO_TOKEN)
+    assert int(packed.is_video.sum()) == prompts[0].features.shape[0]
+    assert bool(packed_hidden_states(model, packed).isfinite().all())
+
+
+def test_all_masked_completions_are_finite() -> None:
+    model = random_model()
+    prompts = encode_prompts(model, [random_inputs(ZOOM)])
+    packed = pack_groups(
+        prompts, torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 4, dtype=torch.bool), video_token_id=VIDEO_TOKEN
+    )
+    hidden = packed_hidden_states(model, packed)
+    assert hidden.shape == (3, 4, 96)
+    assert bool(hidden.isfinite().all())
+
+
+def test_wrong_groups_and_masks_are_refused() -> None:
+    model = random_model()
+    prompts = encode_prompts(model, [random_inputs(ZOOM), random_inputs(SHORT)])
+    token_ids, mask = _completions([3, 3, 3])
+    with pytest.raises(ValueError, match="equal groups, got 3 completions for 2 prompts"):
+        pack_groups(prompts, token_ids, mask, video_token_id=VIDEO_TOKEN)
+    with pytest.raises(ValueError, match="mask with a gap"):
+        pack_groups(prompts[:1], token_ids, mask.index_fill(1, torch.tensor([1]), False), video_token_id=VIDEO_TOKEN)
+
+
+@pytest.mark.cuda
+def test_packed_on_the_gpu_equals_the_cpu() -> None:
+    model = random_model()
+    inputs = [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, SHORT))]
+    token_ids, mask = _completions([9, 1, 12, 4])
+
+    def logps(device: str) -> torch.Tensor:
+        model.to(device)
+        packed = pack_groups(
+            encode_prompts(model, inputs), token_ids.to(device), mask.to(device), video_token_id=VIDEO_TOKEN
+        )
+        every = model.lm_head(packed_hidden_states(model, packed)).log_softmax(-1)
+        return (every.gather(-1, token_ids.to(device)[..., None])[..., 0] * mask.to(device)).detach().cpu()
+
+    torch.testing.assert_close(logps("cuda"), logps("cpu"), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,492 @@
+"""ZoomZeroTrainer on real clips and a random tiny model: prompts, rewards, the loss, and whole steps."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.zoom_clips import clip_rows
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+from trl import GRPOConfig
+
+from zoomzero.inputs import VideoInputs
+from zoomzero.looks import encoder as prompts_module
+from zoomzero.looks.encoder import PromptEncoder
+from zoomzero.synthetic import tiny_model, tiny_processor
+from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, scoring
+from zoomzero.training import trainer as trainer_module
+from zoomzero.training.groups import GroupBatch
+from zoomzero.training.scoring import score, valid_spans
+from zoomzero_kernels.reference import grpo_loss
+
+Row = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return clip_rows(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def processor() -> VideoInputs:
+    return tiny_processor()
+
+
+@pytest.fixture
+def model(processor: VideoInputs) -> Qwen2_5_VLForConditionalGeneration:
+    return tiny_model(processor.tokenizer)
+
+
+Build = Callable[..., ZoomZeroTrainer]
+
+
+@pytest.fixture
+def build(model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path) -> Build:
+    """A trainer of two groups of four short rollouts a step; keyword arguments change the settings."""
+
+    def make(**changes: Any) -> ZoomZeroTrainer:
+        settings = {
+            "output_dir": str(tmp_path / "run"), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 1,
+            "num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 6, "max_steps": 1,
+            "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
+            **changes,
+        }  # fmt: skip
+        start = settings.pop("model", model)
+        data = settings.pop("train_dataset", rows)
+        evaluation = settings.pop("eval_dataset", None)
+        return ZoomZeroTrainer(start, ZoomZeroConfig(**settings), data, evaluation, processor)
+
+    return make
+
+
+@pytest.fixture
+def varied_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards that differ within a group: a random model earns none, and equal rewards train nothing."""
+    real = scoring.score
+
+    def varied(*args: Any, **options: Any) -> scoring.Scores:
+        scores = real(*args, **options)
+        generator = torch.Generator().manual_seed(3)
+        return scoring.Scores(
+            torch.rand(scores.rewards.shape, generator=generator), scores.spans, scores.num_zoom_prompts
+        )
+
+    monkeypatch.setattr(trainer_module, "score", varied)
+
+
+def _encoder(processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, **changes: Any) -> PromptEncoder:
+    options = {"freeze_vision": True, "feature_bytes": 1 << 24, "frame_bytes": 1 << 26, **changes}
+    return PromptEncoder(processor, model, **options)
+
+
+def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _full_row_logits(
+    model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Tensor], completion: Tensor
+) -> Tensor:
+    """One plain forward over prompt, video and completion, as a user of transformers would write it."""
+    row = torch.cat((inputs["input_ids"], completion[None]), dim=1)
+    types = torch.cat((inputs["mm_token_type_ids"], torch.zeros_like(completion)[None]), dim=1)
+    visual = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
+    model.model.rope_deltas = None
+    logits = model(input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=types, **visual).logits
+    return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
+
+
+# -- prompts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_prompts_equal_the_processors(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], freeze_vision: bool
+) -> None:
+    encoder, spans = _encoder(processor, model, freeze_vision=freeze_vision), [(4.0, 9.5)]
+    coarse, zoomed = encoder.prepare([encoder.coarse_look(rows[0]), encoder.zoom_look(rows[1], spans)])
+    for prompt, row, zoom in ((coarse, rows[0], None), (zoomed, rows[1], spans)):
+        expected = processor(row["video"], row["question"], row["options"], spans=zoom)
+        assert torch.equal(prompt.input_ids, expected["input_ids"][0])
+        visual = expected["pixel_values_videos"]
+        if freeze_vision:
+            visual = model.model.visual(visual, grid_thw=expected["video_grid_thw"]).pooler_output
+        torch.testing.assert_close(prompt.visual, visual, rtol=1e-5, atol=1e-5)
+
+
+def test_frozen_features_are_computed_once(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, calls = _encoder(processor, model), []
+    model.model.visual.register_forward_hook(lambda *_: calls.append(1))
+    # Two questions on the same clip share its frames; a second visit takes them from the cache.
+    assert rows[0]["video"] == rows[1]["video"]
+    first = encoder.prepare([encoder.coarse_look(rows[0]), encoder.coarse_look(rows[1])])
+    second = encoder.prepare([encoder.coarse_look(rows[1])])
+    assert len(calls) == 1
+    assert first[0].visual is first[1].visual is second[0].visual
+
+
+def test_large_batches_of_frames_are_encoded_in_several_runs(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts_module, "PATCHES_PER_RUN", 200)  # a look at these clips is 128 patches
+    encoder, sizes = _encoder(processor, model), []
+    model.model.visual.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    looks = [encoder.zoom_look(rows[0], [(start, start + 2.0)]) for start in (0.0, 8.0, 16.0, 24.0, 28.0)]
+    together = encoder.prepare(looks)
+    assert sizes == [256, 256, 128]
+    for prompt, look in zip(together, looks, strict=True):
+        (alone,) = _encoder(processor, model).prepare([look])
+        torch.testing.assert_close(prompt.visual, alone.visual, rtol=1e-5, atol=1e-5)
+
+
+# -- rewards -------------------------------------------------------------------------------------------------------
+
+
+def _response(letter: str, spans: str) -> str:
+    return f"<think>a <time>(1, 2)</time></think>\n<answer>{letter}</answer>\n<glue>{spans}</glue>"
+
+
+@pytest.mark.parametrize(
+    ("spans", "expected"),
+    [
+        ("[(3, 5), (4, 8)]", [(3.0, 8.0)]),
+        ("[(30, 99)]", [(30.0, 32.0)]),
+        ("[(40, 50)]", []),
+        ("[(32, 32)]", []),
+        ("[(7, 7)]", [(7.0, 7.0)]),
+        ("nonsense", []),
+    ],
+)
+def test_valid_spans(spans: str, expected: list[tuple[float, float]]) -> None:
+    assert valid_spans(_response("A", spans), 32.0) == expected
+
+
+def test_rewards_and_zoom_pass(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, row = _encoder(processor, model), rows[0]
+    start, end = row["spans"][0]
+    right = f"[({start}, {end})]"
+    texts = [_response(row["answer"], right), _response("F", right), _response("F", "[(40, 50)]"), "no tags"]
+    asked: list[tuple[Tensor, list[int]]] = []
+    real = scoring.next_token_logps
+    monkeypatch.setattr(
+        scoring,
+        "next_token_logps",
+        lambda scorer, prompts: (
+            asked.append((real(scorer, prompts), [len(p.input_ids) for p in prompts])) or asked[-1][0]
+        ),
+    )
+    scores = score(encoder, model, [row] * 4, texts, zoom_batch_size=8)
+
+    # Equal spans are answered once; the two responses without a span share the look at the whole video.
+    assert scores.num_zoom_prompts == 2
+    assert scores.spans == [[(start, end)], [(start, end)], [], []]
+    assert scores.fraction_without_span == 0.5
+    assert scores.rewards[:, 0].tolist() == [1, 1, 1, 0]
+    assert scores.rewards[:, 2].tolist() == [1, 1, 0, 0]
+    assert scores.rewards[:, 3].tolist() == [1, 0, 0, 0]
+
+    # The same answers as a plain forward over the processor's zoom prompt.
+    for index, spans in ((0, [(start, end)]), (2, [])):
+        inputs = processor(row["video"], row["question"], row["options"], spans=spans)
+        token = _full_row_logits(model, inputs, torch.tensor([0]))[0].argmax()
+        assert int(asked[0][0][min(index, 1)].argmax()) == int(token)
+        assert scores.rewards[index, 1] == float(processor.tokenizer.decode([token]).strip() == row["answer"])
+
+
+def test_a_right_zoomed_answer_is_rewarded(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = _encoder(processor, model)
+    answers = iter([rows[0]["answer"], "", f"({rows[0]['answer']})"])
+
+    def answer(scorer: Any, prompts: list[Any]) -> Tensor:
+        ids = processor.tokenizer(next(answers) or " ", add_special_tokens=False).input_ids
+        logps = torch.full((len(prompts), len(processor.tokenizer)), -9.0)
+        logps[:, ids[0]] = 0.0
+        return logps
+
+    monkeypatch.setattr(scoring, "next_token_logps", answer)
+    texts = [_response("F", f"[({start}, {start + 3})]") for start in (1, 8, 20)]
+    scores = score(encoder, model, [rows[0]] * 3, texts, zoom_batch_size=1)
+    assert scores.rewards[:, 1].tolist() == [1, 0, 1]
+
+
+def test_without_a_scorer_nothing_is_zoomed(
+    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "next_token_logps", None)
+    scores = score(_encoder(processor, model), None, rows[:1], [_response("A", "[(1, 2)]")], zoom_batch_size=8)
+    assert scores.num_zoom_prompts == 0
+    assert float(scores.rewards[0, 1]) == 0.0
+
+
+# -- the loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
+def test_loss_and_gradients_equal_plain_rows(build: Build, varied_rewards: None, loss_type: str) -> None:
+    """The whole path against transformers' forward with the video and the plain-torch loss, gradients included."""
+    trainer = build(loss_type=loss_type, beta=0.1, freeze_vision=False, num_iterations=2, temperature=0.8)
+    policy = trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._prepare_inputs([row for row in trainer.train_dataset.select([0, 3]) for _ in range(4)])
+    groups: GroupBatch = batch["groups"]
+    # Move the policy away from the one that generated, so that ratios and KL are not trivial.
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter) * parameter.std().nan_to_num(0.0))
+    loss = trainer.compute_loss(policy, batch)
+    loss.backward()
+    ours = {name: parameter.grad.clone() for name, parameter in policy.named_parameters()}
+    policy.zero_grad()
+
+    logits = torch.zeros(*groups.token_ids.shape, policy.config.text_config.vocab_size)
+    for index, (ids, keep) in enumerate(zip(groups.token_ids, groups.mask, strict=True)):
+        row = trainer.train_dataset[(0, 3)[index // 4]]
+        inputs = trainer.encoder.processor(row["video"], row["question"], row["options"])
+        logits[index, : int(keep.sum())] = _full_row_logits(policy, inputs, ids[keep])
+    expected = grpo_loss(
+        logits, groups.token_ids, groups.advantages, groups.mask, old_logps=groups.old_logps,
+        ref_logps=groups.ref_logps, temperature=0.8, beta=0.1, clip_low=0.2, clip_high=0.28, loss_type=loss_type,
+        max_completion_length=6, num_items=groups.num_items,
+    ).loss  # fmt: skip
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    assert groups.old_logps is not None
+    assert float(groups.advantages.abs().max()) > 0.1
+    expected.backward()
+    for name, parameter in policy.named_parameters():
+        scale = float(parameter.grad.abs().max())
+        assert scale > 0, name
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=0, atol=1e-3 * scale, msg=f"gradient of {name}")
+
+
+def test_the_loss_sees_the_policy_that_generated(build: Build, varied_rewards: None) -> None:
+    """log-probabilities of the loss = those of sampling; with the video dropped they would differ."""
+    trainer = build(num_iterations=2, beta=0.05)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer._prepare_inputs([row for row in trainer.train_dataset.select([0, 2]) for _ in range(4)])
+    groups = batch["groups"]
+    hidden = trainer._hidden_states(trainer._policy(), groups.prompts, groups.token_ids, groups.mask).detach()
+    logps = trainer.model.lm_head(hidden).detach().log_softmax(-1).gather(-1, groups.token_ids[..., None])[..., 0]
+    gap = ((logps - groups.old_logps) * groups.mask).abs().max()
+    assert float(gap) < 2e-5
+    # The reference is the start model, which the policy still is.
+    assert float(((groups.ref_logps - groups.old_logps) * groups.mask).abs().max()) < 2e-5
+
+
+# -- whole steps ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("freeze_vision", [True, False])
+def test_a_step_trains_what_it_should(build: Build, varied_rewards: None, freeze_vision: bool) -> None:
+    trainer = build(freeze_vision=freeze_vision, max_steps=2)
+    before = _weights(trainer.model)
+    reference = _weights(trainer.reference)
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        frozen = freeze_vision and name.startswith("model.visual.")
+        assert torch.equal(parameter, before[name]) is frozen, name
+    for name, parameter in trainer.reference.named_parameters():
+        assert torch.equal(parameter, reference[name]), name
+    logs = trainer.state.log_history[0]
+    for name in (
+        "loss", "reward", "rewards/format/mean", "rewards/zoom/mean", "rewards/iou/mean", "rewards/answer/mean", "miou",
+        "zoom_accuracy", "zoom_prompts", "fraction_without_span", "clip_ratio/region_mean", "kl", "entropy",
+        "seconds/frames", "seconds/generation", "seconds/rewards", "seconds/reference", "seconds/loss", "step_time",
+        "completions/mean_length", "completions/clipped_ratio",
+    ):  # fmt: skip
+        assert name in logs, name
+    assert logs["grad_norm"] > 0
+
+
+def test_gradient_accumulation_equals_one_batch(build: Build, varied_rewards: None, processor: VideoInputs) -> None:
+    """The same four groups in one micro-batch or in two, dapo: the same step."""
+    weights = []
+    for settings in ({"per_device_train_batch_size": 16}, {"gradient_accumulation_steps": 2}):
+        trainer = build(model=tiny_model(processor.tokenizer), **settings)
+        trainer.train()
+        weights.append(_weights(trainer.model))
+    for name, value in weights[0].items():
+        # Adam divides by the gradient's size, so a rounding of tiny gradients shows in the weights.
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4, msg=f"{name} differs")
+
+
+def test_gradient_checkpointing_gives_the_same_step(build: Build, varied_rewards: None, processor: VideoInputs) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        trainer = build(
+            model=tiny_model(processor.tokenizer), gradient_checkpointing=checkpointing, freeze_vision=False
+        )
+        trainer.train()
+        weights.append(_weights(trainer.model))
+    for name, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4, msg=f"{name} differs")
+
+
+def test_mixed_precision_trains(build: Build, varied_rewards: None) -> None:
+    trainer = build(bf16=True, num_iterations=2, max_steps=2)
+    before = _weights(trainer.model)
+    trainer.train()
+    assert trainer.model.dtype == torch.float32
+    assert not torch.equal(trainer.model.lm_head.weight, before["model.language_model.embed_tokens.weight"])
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+    # bfloat16 keeps eight bits: sampling and loss agree to a few per cent, so no ratio of an unchanged policy clips.
+    assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0
+
+
+def test_prompts_generated_apart_are_joined(build: Build) -> None:
+    trainer = build(generation_prompts=1)
+    trainer.model.train()
+    groups = trainer._generate_and_score_completions(
+        [row for row in trainer.train_dataset.select([0, 1, 2]) for _ in range(4)]
+    )["groups"]
+    assert len(groups.prompts) == 3
+    assert groups.token_ids.shape[0] == groups.advantages.shape[0] == 12
+
+
+def test_training_raises_the_reward(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward that any policy can learn, the share of capitals, with a second column that says nothing."""
+    means: list[float] = []
+
+    def capitals(encoder: Any, scorer: Any, rows: list[Row], texts: list[str], size: int) -> scoring.Scores:
+        share = torch.tensor([sum(char.isupper() for char in text) / max(1, len(text)) for text in texts])
+        means.append(float(share.mean()))
+        rewards = torch.stack((share, torch.rand(len(texts)), share, share), dim=1)
+        return scoring.Scores(rewards, [[] for _ in texts], 0)
+
+    monkeypatch.setattr(trainer_module, "score", capitals)
+    trainer = build(max_steps=30, num_generations=8, per_device_train_batch_size=32, learning_rate=3e-3, beta=0.0)
+    trainer.train()
+    start, end = sum(means[:3]) / 3, sum(means[-3:]) / 3
+    assert end > start + 0.3, (start, end)
+
+
+def test_iterations_reuse_the_rollouts(build: Build, varied_rewards: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real = trainer_module.generate
+    monkeypatch.setattr(trainer_module, "generate", lambda *a: calls.append(1) or real(*a))
+    trainer = build(num_iterations=3, max_steps=6)
+    trainer.train()
+    assert len(calls) == 2
+
+
+def test_without_zoom_reward_and_kl_there_is_no_reference(build: Build, varied_rewards: None) -> None:
+    trainer = build(zoom_reward=False, beta=0.0, credit="uniform", advantage_normalize="sequence")
+    assert trainer.reference is None
+    trainer.train()
+    assert "zoom_accuracy" not in trainer.state.log_history[0]
+    assert trainer.state.log_history[0]["kl"] == 0.0
+
+
+def test_the_policy_can_score_its_own_zoom(build: Build) -> None:
+    trainer = build(zoom_scorer="policy", beta=0.0)
+    assert trainer.reference is None
+    assert trainer._zoom_scorer() is trainer.model
+    assert build(zoom_scorer="reference")._zoom_scorer() is not trainer.model
+
+
+def test_truncated_responses_leave_the_loss_when_asked(build: Build) -> None:
+    trainer = build(mask_truncated_completions=True)
+    trainer.model.train()
+    rows = [row for row in trainer.train_dataset.select([0]) for _ in range(4)]
+    groups = trainer._generate_and_score_completions(rows)["groups"]
+    stopped = torch.tensor([trainer._tokenizer.eos_token_id in ids for ids in groups.token_ids.tolist()])
+    assert groups.mask.any(-1).tolist() == stopped.tolist()
+    assert groups.num_items == int(groups.mask.sum())
+
+
+def test_uninformative_groups_leave_the_loss_when_asked(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(online_filter=True)
+    trainer.model.train()
+    rewards = torch.tensor([[0, 0, 0, 1.0]] * 4 + [[0, 0, 0, 1.0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    monkeypatch.setattr(trainer_module, "score", lambda *a, **k: scoring.Scores(rewards, [[]] * 8, 0))
+    groups = trainer._generate_and_score_completions(
+        [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
+    )["groups"]
+    assert groups.mask.any(-1).tolist() == [False] * 4 + [True] * 4
+    assert groups.num_items == int(groups.mask[4:].sum())
+    assert bool((groups.advantages[:4] == 0).all())
+    assert trainer._metrics["train"]["filtered_fraction"] == [0.5]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    build: Build, varied_rewards: None, processor: VideoInputs, tmp_path: Path
+) -> None:
+    start = tiny_model(processor.tokenizer)
+    folder = tmp_path / "resumed"
+    whole = build(model=copy.deepcopy(start), max_steps=2, output_dir=str(folder), save_strategy="steps", save_steps=1)
+    whole.train()
+    saved = folder / "checkpoint-1"
+    assert (saved / "zoomzero.json").is_file()
+    resumed = build(model=copy.deepcopy(start), max_steps=2, output_dir=str(tmp_path / "again"))
+    resumed.train(resume_from_checkpoint=str(saved))
+    assert resumed.state.global_step == 2
+    for name, value in _weights(whole.model).items():
+        torch.testing.assert_close(value, resumed.model.get_parameter(name), rtol=0, atol=1e-6, msg=f"{name} differs")
+
+
+def test_a_path_is_loaded_with_its_processor_in_float32(
+    build: Build, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path
+) -> None:
+    folder = tmp_path / "start"
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = ZoomZeroConfig(output_dir=str(tmp_path), use_cpu=True, report_to=[], num_generations=4)
+    trainer = ZoomZeroTrainer(str(folder), config, rows)
+    assert trainer.model.dtype == torch.float32
+    assert trainer.encoder.processor.settings == processor.settings
+    torch.testing.assert_close(trainer.model.lm_head.weight, model.lm_head.weight.float())
+
+
+def test_evaluation_logs_the_same_metrics(build: Build, rows: list[Row]) -> None:
+    trainer = build(eval_dataset=rows[:2], per_device_eval_batch_size=8)
+    metrics = trainer.evaluate()
+    assert {"eval_miou", "eval_zoom_accuracy", "eval_loss"} <= set(trainer.state.log_history[-1]) | set(metrics)
+
+
+def test_completions_can_be_logged(build: Build, varied_rewards: None, tmp_path: Path) -> None:
+    trainer = build(log_completions=True)
+    trainer.train()
+    assert len(trainer._logs["completion"]) == 8
+    assert len(list((tmp_path / "run" / "completions").glob("*.parquet"))) == 1
+
+
+@pytest.mark.cuda
+def test_a_step_runs_on_the_gpu(build: Build, varied_rewards: None) -> None:
+    trainer = build(use_cpu=False, max_steps=2, num_iterations=2)
+    trainer.train()
+    assert trainer.model.device.type == "cuda"
+    assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0  # first iteration: ratios of 1
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def test_wrong_arguments_are_refused(
+    build: Build, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path
+) -> None:
+    config = ZoomZeroConfig(output_dir=str(tmp_path), use_cpu=True, num_generations=4)
+    with pytest.raises(TypeError, match="args must be a ZoomZeroConfig, got GRPOConfig"):
+        ZoomZeroTrainer(model, GRPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False), rows, None, processor)
+    with pytest.raises(TypeError, match="processing_class must be a VideoInputs, got NoneType"):
+        ZoomZeroTrainer(model, config, rows)
+    with pytest.raises(TypeError, match=r"must be a Qwen2_5_VLForConditionalGeneration.*got Linear"):
+        ZoomZeroTrainer(torch.nn.Linear(1, 1), config, rows, None, processor)
+    with pytest.raises(
+        TypeError, match=r"train_dataset must be a datasets.Dataset or a non-empty list of rows, got list"
+    ):
+        build(train_dataset=[])
+    with pytest.raises(ValueError, match=r"train_dataset must have the columns .*add answer"):
+        build(train_dataset=[{key: value for key, value in rows[0].items() if key != "answer"}])
+
+
+def test_trls_reward_hook_is_never_called() -> None:
+    with pytest.raises(RuntimeError, match="rewards are computed with the batch"):
+        trainer_module._rewards_of_a_batch(prompts=[], completions=[])

@@ -1,0 +1,1 @@
+"""Looks at videos: which frames of which video go before the model with which question, read once and cached."""

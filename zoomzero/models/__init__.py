@@ -1,0 +1,1 @@
+"""Model families: what reading, looking, sampling and training ask of a checkpoint."""

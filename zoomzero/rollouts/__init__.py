@@ -1,0 +1,1 @@
+"""Sampling responses: many for each prompt, over one prefill."""

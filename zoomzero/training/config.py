@@ -1,0 +1,181 @@
+"""Settings of `ZoomZeroTrainer`: TRL's GRPO settings plus the method's switches, checked before anything is loaded."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from trl import GRPOConfig
+
+from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS
+from zoomzero.video.prefetch import check_skipped_fraction
+
+CREDITS = ("token_adv", "uniform")
+NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
+ZOOM_SCORERS = ("reference", "policy")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+
+# Settings of TRL that change what a step computes and that this trainer does not implement: (name, the only value, what
+# to do instead). A setting that would silently do nothing is an error.
+UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
+    ("use_vllm", False, "generation runs in the trainer, which shares each prompt's video and keys among its rollouts"),
+    ("use_transformers_continuous_batching", False, "generation runs in the trainer"),
+    ("top_p", 1.0, "rollouts are drawn from the policy itself; use temperature"),
+    ("top_k", 0, "rollouts are drawn from the policy itself; use temperature"),
+    ("min_p", None, "rollouts are drawn from the policy itself; use temperature"),
+    ("repetition_penalty", 1.0, "rollouts are drawn from the policy itself; use temperature"),
+    ("generation_kwargs", None, "use temperature and max_completion_length"),
+    ("cache_implementation", None, "the group-shared cache is the only one"),
+    ("reward_weights", None, "choose credit and zoom_reward instead"),
+    ("multi_objective_aggregation", "sum_then_normalize", "choose advantage_normalize instead"),
+    ("scale_rewards", "group", "choose advantage_normalize instead"),
+    ("importance_sampling_level", "token", "advantages differ by token"),
+    ("delta", None, "use epsilon and epsilon_high"),
+    ("top_entropy_quantile", 1.0, "every token of a response is trained"),
+    ("entropy_coef", 0.0, "the loss has no entropy bonus"),
+    ("use_adaptive_entropy", False, "the loss has no entropy bonus"),
+    ("off_policy_mask_threshold", None, "responses come from the policy"),
+    ("use_bias_correction_kl", False, "the KL term is the clamped k3 estimate"),
+    ("sync_ref_model", False, "the reference stays the start model"),
+    ("router_aux_loss_coef", None, "Qwen2.5-VL has no experts"),
+    ("cast_lm_head_to_fp32", False, "the fused loss computes its logits in float32 already"),
+    (
+        "load_best_model_at_end",
+        False,
+        "it would restore nothing (see the trainer's _load_from_checkpoint); load the folder",
+    ),
+    ("use_liger_kernel", False, "the loss never holds the logits anyway"),
+    ("chat_template_kwargs", None, "the processor's prompts are the checkpoint's own"),
+    ("pad_to_multiple_of", None, "packed rows have no fixed length"),
+)
+
+
+@dataclass
+class ZoomZeroConfig(GRPOConfig):
+    """TRL's `GRPOConfig` with Zoom-Zero's settings; unsupported combinations raise ValueError at construction.
+
+    Defaults that differ from TRL's: max_completion_length 512, epsilon_high 0.28, beta 0.01 and use_bias_correction_kl
+    off (the paper's KL term), gradient_checkpointing off, bf16 off (mixed precision must be asked for).
+    """
+
+    zoom_reward: bool = field(
+        default=True, metadata={"help": "Answer again from the zoomed frames and reward a right answer (R_zoom)."}
+    )
+    zoom_scorer: str = field(
+        default="reference", metadata={"help": "Who answers the zoom pass: the frozen start model or the policy."}
+    )
+    credit: str = field(
+        default="token_adv",
+        metadata={
+            "help": "token_adv: TokenAdv's credit by token set; uniform: plain GRPO, every reward to every token."
+        },
+    )
+    advantage_normalize: str = field(
+        default="tokens",
+        metadata={"help": "Statistics of advantages in a group: tokens (TokenAdv), segments, rewards, sequence, none."},
+    )
+    online_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave out of the loss groups whose answers are all right or all wrong and whose IoU is equal."
+        },
+    )
+    freeze_vision: bool = field(
+        default=True, metadata={"help": "Do not train the vision tower; each video's features are then cached."}
+    )
+    feature_cache_bytes: int = field(
+        default=1 << 30, metadata={"help": "Bound of the cached video features (pixels if the tower is trained)."}
+    )
+    frame_cache_bytes: int = field(
+        default=1 << 29, metadata={"help": "Bound of the decoded frames of small videos kept in memory."}
+    )
+    read_ahead_bytes: int = field(
+        default=1 << 30,
+        metadata={"help": "Bound of the next batch's videos read while the model works; 0 reads nothing ahead."},
+    )
+    video_time_limit: float | None = field(
+        default=DEFAULT_TIME_LIMIT_SECONDS,
+        metadata={
+            "help": "Seconds after which a decoder that gives no sign of life is stopped and its sample skipped; None "
+            "decodes in this process."
+        },
+    )
+    max_skipped_fraction: float = field(
+        default=0.05,
+        metadata={"help": "Training stops when the videos of more than this share of the samples are unreadable."},
+    )
+    zoom_batch_size: int = field(default=64, metadata={"help": "Zoom prompts scored in one forward."})
+    generation_prompts: int = field(
+        default=16, metadata={"help": "Prompts prefilled and decoded together; each brings num_generations rows."}
+    )
+    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the ratio (0.28 as in DAPO)."})
+    beta: float = field(
+        default=0.01, metadata={"help": "Weight of the KL term to the frozen start model; 0 leaves it out."}
+    )
+    num_generations: int = field(default=8, metadata={"help": "Responses a prompt; a group."})
+    steps_per_generation: int = field(  # type: ignore[assignment]  # TRL fills it in from the batch sizes
+        default=None,
+        metadata={"help": "Micro-batches a generation batch is trained in; gradient accumulation unless set."},
+    )
+    max_completion_length: int = field(default=512, metadata={"help": "Longest response in tokens."})
+    use_bias_correction_kl: bool = field(
+        default=False, metadata={"help": "Must stay off: the KL term is the clamped k3 estimate of the paper."}
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "Recompute activations in the backward pass to save memory."}
+    )
+    bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision in the loss and the zoom pass."})
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        super().__post_init__()
+        self._check_supported()
+        if self.per_device_train_batch_size % self.num_generations:
+            raise ValueError(
+                "ZoomZeroConfig: per_device_train_batch_size must be a multiple of num_generations, because a packed "
+                f"row holds a whole group, got {self.per_device_train_batch_size} and {self.num_generations}; "
+                f"use {-(-self.per_device_train_batch_size // self.num_generations) * self.num_generations}"
+            )
+        if self.world_size > 1:
+            raise ValueError(
+                f"ZoomZeroConfig: training runs in one process, got a world of {self.world_size}; launch it without "
+                "torchrun or accelerate"
+            )
+
+    def _check_choices(self) -> None:
+        for name, choices in (
+            ("credit", CREDITS),
+            ("advantage_normalize", NORMALIZATIONS),
+            ("zoom_scorer", ZOOM_SCORERS),
+            ("loss_type", LOSS_TYPES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"ZoomZeroConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}; pick one"
+                )
+        for name in ("feature_cache_bytes", "frame_cache_bytes", "zoom_batch_size", "generation_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ZoomZeroConfig: {name} must be at least 1, got {getattr(self, name)}; raise it")
+        if self.read_ahead_bytes < 0:
+            raise ValueError(
+                f"ZoomZeroConfig: read_ahead_bytes must be at least 0, got {self.read_ahead_bytes}; 0 reads nothing "
+                "ahead"
+            )
+        if self.video_time_limit is not None and not self.video_time_limit > 0:
+            raise ValueError(
+                f"ZoomZeroConfig: video_time_limit must be positive seconds or None, got {self.video_time_limit}; "
+                f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual"
+            )
+        check_skipped_fraction("ZoomZeroConfig", self.max_skipped_fraction)
+        if not self.temperature > 0:
+            raise ValueError(
+                f"ZoomZeroConfig: temperature must be above 0, got {self.temperature}; a group needs differing rollouts"
+            )
+
+    def _check_supported(self) -> None:
+        for name, only, instead in UNSUPPORTED:
+            value = getattr(self, name)
+            # TRL spells "no limit" of top_k as 0, -1 or None.
+            if value != only and not (name == "top_k" and value in (None, -1)):
+                raise ValueError(
+                    f"ZoomZeroConfig: {name} must stay {only!r}, got {value!r}; this trainer does not implement it: "
+                    f"{instead}"
+                )

@@ -1,0 +1,129 @@
+"""Shared-prefix packing: one row holds a prompt once and all completions of its group.
+
+Problem: GRPO's log-probability and gradient passes run G full rows a prompt, so the prompt (nearly all tokens when it
+holds a video) is computed G times, forward and backward. Packed, a row is [prompt | completion 0 | ... | completion
+G-1 | pad] with a mask under which a token sees the prompt and its own completion only, and with every completion's
+positions counted from the prompt's end, so each hidden state equals the one of the unpacked row. A completion's last
+token predicts nothing and is left out. The first token of every completion is predicted from the prompt's last
+position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from zoomzero.models.qwen2_5_vl import EncodedPrompt, embed_tokens
+from zoomzero.rollouts.shared_prompt import additive_mask
+
+
+@dataclass(frozen=True)
+class PackedGroups:
+    """P packed rows of length L holding P * G completions of at most T tokens.
+
+    input_ids int64 [P, L]; position_ids int64 [3, P, L]; attention_mask bool [P, 1, L, L]; is_video bool [P, L];
+    features: the prompts' video features; predictors int64 [P, G, T]: the place in the row whose hidden state predicts
+    token t of completion g (0 for padding).
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    is_video: Tensor
+    features: list[Tensor]
+    predictors: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """Places computed, padding included."""
+        return self.input_ids.numel()
+
+
+def pack_groups(
+    prompts: Sequence[EncodedPrompt], token_ids: Tensor, mask: Tensor, *, video_token_id: int
+) -> PackedGroups:
+    """Pack P prompts and their completions, G consecutive rows of `token_ids` a prompt, into P rows.
+
+    token_ids int64 [P*G, T]; mask bool [P*G, T]: true for a completion's tokens, which must come first in their row.
+    ValueError if the rows do not divide into P groups or a mask has a gap.
+    """
+    num_groups, (num_rows, num_steps) = len(prompts), token_ids.shape
+    if num_groups == 0 or num_rows % num_groups:
+        raise ValueError(
+            f"pack_groups: completions must come in equal groups, got {num_rows} completions for {num_groups} prompts; "
+            "pass every completion of a prompt, next to each other"
+        )
+    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+        raise ValueError(
+            "pack_groups: a completion's tokens must come before its padding, got a mask with a gap; "
+            "right-pad the completions"
+        )
+    device = token_ids.device
+    token_ids = token_ids.view(num_groups, -1, num_steps)
+    kept = (mask.view(token_ids.shape).sum(-1) - 1).clamp(min=0)  # [P, G]: the last token predicts nothing
+    prompt_lengths = torch.tensor([prompt.input_ids.numel() for prompt in prompts], device=device)
+    offsets = prompt_lengths[:, None] + kept.cumsum(-1) - kept
+    row_length = int((prompt_lengths + kept.sum(-1)).max())
+
+    input_ids = torch.zeros(num_groups, row_length, dtype=torch.long, device=device)
+    position_ids = torch.zeros(3, num_groups, row_length, dtype=torch.long, device=device)
+    segments = torch.full((num_groups, row_length), -1, dtype=torch.long, device=device)  # 0 prompt, g + 1, -1 padding
+    for row, prompt in enumerate(prompts):
+        length = prompt.input_ids.numel()
+        input_ids[row, :length] = prompt.input_ids
+        position_ids[:, row, :length] = prompt.position_ids
+        segments[row, :length] = 0
+    is_video = (input_ids == video_token_id) & (segments == 0)
+
+    group, rollout, step = (torch.arange(num_steps, device=device) < kept[..., None]).nonzero(as_tuple=True)
+    place = offsets[group, rollout] + step
+    input_ids[group, place] = token_ids[group, rollout, step]
+    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=device)
+    position_ids[:, group, place] = next_positions[group] + step
+    segments[group, place] = rollout + 1
+    return PackedGroups(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        attention_mask=_shared_prefix_mask(segments),
+        is_video=is_video,
+        features=[prompt.features for prompt in prompts],
+        predictors=_predictors(prompt_lengths, offsets, kept, num_steps),
+    )
+
+
+def _shared_prefix_mask(segments: Tensor) -> Tensor:
+    """segments int64 [P, L] -> bool [P, 1, L, L]; padding sees itself alone, so that no softmax row is empty."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    key, query = segments[:, None, :], segments[:, :, None]
+    visible = causal & ((key == 0) | (key == query)) & (query >= 0)
+    return (visible | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)
+
+
+def _predictors(prompt_lengths: Tensor, offsets: Tensor, kept: Tensor, num_steps: int) -> Tensor:
+    """int64 [P, G, T]: prompt's last place for the first token, the place of the token before for the others."""
+    steps = torch.arange(num_steps, device=offsets.device)
+    places = offsets[..., None] + steps - 1
+    places[..., 0] = (prompt_lengths - 1)[:, None]
+    return places.where(steps <= kept[..., None], 0)
+
+
+def packed_hidden_states(model: Qwen2_5_VLForConditionalGeneration, packed: PackedGroups) -> Tensor:
+    """Hidden states [P*G, T, D] that predict the completions' tokens: lm_head of [:, t] gives token t's distribution.
+
+    Places of padding hold an unrelated hidden state; the caller's mask must cover them. Gradients flow to the language
+    model and, through the features, to the vision tower.
+    """
+    embeds = embed_tokens(model, packed.input_ids, packed.is_video, packed.features)
+    outputs = model.model.language_model(
+        inputs_embeds=embeds,
+        position_ids=packed.position_ids,
+        attention_mask=additive_mask(model, packed.attention_mask),
+        use_cache=False,
+    )
+    num_groups, num_rollouts, num_steps = packed.predictors.shape
+    index = packed.predictors.view(num_groups, -1, 1)
+    hidden = outputs.last_hidden_state.take_along_dim(index, dim=1)
+    return hidden.view(num_groups * num_rollouts, num_steps, -1)

@@ -1,0 +1,168 @@
+"""Rewards of a batch of rollouts: format, zoom (the model answers again from the zoomed frames), IoU and answer."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from zoomzero import intervals
+from zoomzero.looks.encoder import Look, PreparedPrompt, PromptEncoder, through_tower
+from zoomzero.responses import parse
+from zoomzero.rewards import answer_reward, format_reward, iou_reward, zoom_reward
+from zoomzero.rollouts.shared_prompt import Rollouts, next_token_logps
+from zoomzero.training.credit import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM
+from zoomzero.video import VideoError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """rewards float32 [B, 4] in the order of `REWARDS`; spans: those inside the video that each response zooms into;
+    num_zoom_prompts: distinct prompts that the zoom pass scored; unreadable: why, by path, for videos that broke; the
+    rewards of their responses mean nothing and must be left out (`select`)."""
+
+    rewards: Tensor
+    spans: list[list[tuple[float, float]]]
+    num_zoom_prompts: int
+    unreadable: Mapping[str, VideoError] = field(default_factory=dict)
+
+    def select(self, rows: Sequence[int]) -> "Scores":
+        """Scores of some of the responses."""
+        return Scores(self.rewards[list(rows)], [self.spans[row] for row in rows], self.num_zoom_prompts)
+
+    def mean(self, reward: str) -> float:
+        """Mean of one reward over the batch."""
+        return float(self.rewards[:, REWARDS.index(reward)].mean())
+
+    @property
+    def fraction_without_span(self) -> float:
+        """Share of the responses that name no span inside the video."""
+        return sum(not spans for spans in self.spans) / len(self.spans)
+
+
+def valid_spans(text: str, duration: float) -> list[tuple[float, float]]:
+    """The response's spans, merged and cut to [0, duration); empty if it names none there."""
+    return [span for span in intervals.clip(parse(text).spans, 0.0, duration) if span[0] < duration]
+
+
+def score(
+    encoder: PromptEncoder,
+    scorer: Qwen2_5_VLForConditionalGeneration | None,
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    zoom_batch_size: int,
+) -> Scores:
+    """Score responses `texts` [B] to the dataset rows `rows` [B] (a group's row repeated).
+
+    scorer: the model that answers the zoom pass, None to leave the zoom reward 0. Each distinct set of zoomed frames
+    of a question is answered once, `zoom_batch_size` in a forward, with a single greedy token that must be the right
+    letter.
+    """
+    unreadable: dict[str, VideoError] = {}
+    durations = dict.fromkeys((row["video"] for row in rows), 0.0)
+    for path in durations:
+        try:
+            durations[path] = encoder.video(path).duration
+        except VideoError as error:
+            unreadable[path] = error
+    spans = [valid_spans(text, durations[row["video"]]) for row, text in zip(rows, texts, strict=True)]
+    zoom, num_prompts = [0.0] * len(rows), 0
+    if scorer is not None:
+        zoom, num_prompts = _zoom_rewards(encoder, scorer, rows, spans, zoom_batch_size, unreadable)
+    thinking = encoder.processor.settings.prompts.thinking
+    rewards = [
+        (
+            format_reward(text, thinking=thinking),
+            zoomed,
+            iou_reward(text, _pairs(row["spans"])),
+            answer_reward(text, row["answer"]),
+        )
+        for row, text, zoomed in zip(rows, texts, zoom, strict=True)
+    ]
+    return Scores(torch.tensor(rewards, dtype=torch.float32), spans, num_prompts, unreadable)
+
+
+def rollout_metrics(rollouts: Rollouts, scores: Scores, *, zoom_reward: bool) -> dict[str, float]:
+    """What a generation batch logs: rewards, grounding and zoom quality, lengths.
+
+    reward is plain GRPO's total, whatever the credit; reward_std is over the batch.
+    """
+    weights = torch.tensor(UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM)
+    total = scores.rewards @ weights
+    lengths = rollouts.mask.sum(-1).float()
+    metrics = {f"rewards/{name}/mean": scores.mean(name) for name in REWARDS}
+    metrics |= {
+        "reward": float(total.mean()),
+        "reward_std": float(total.std()),
+        "miou": scores.mean("iou"),
+        "fraction_without_span": scores.fraction_without_span,
+        "completions/mean_length": float(lengths.mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float((~rollouts.stopped).float().mean()),
+    }
+    if zoom_reward:
+        metrics |= {"zoom_accuracy": scores.mean("zoom"), "zoom_prompts": float(scores.num_zoom_prompts)}
+    return metrics
+
+
+def _pairs(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    return [(float(start), float(end)) for start, end in spans]
+
+
+def _zoom_rewards(
+    encoder: PromptEncoder,
+    scorer: Qwen2_5_VLForConditionalGeneration,
+    rows: Sequence[Mapping[str, Any]],
+    spans: Sequence[Sequence[tuple[float, float]]],
+    batch_size: int,
+    unreadable: dict[str, VideoError],
+) -> tuple[list[float], int]:
+    """Zoom reward of every response, and how many distinct prompts were scored; adds to `unreadable`."""
+    planned: dict[tuple[Any, ...], Look] = {}
+    keys: list[Hashable] = []
+    for row, zoomed in zip(rows, spans, strict=True):
+        ask = (row["video"], row["question"], tuple(row["options"]), tuple(zoomed))
+        if ask not in planned and row["video"] not in unreadable:
+            try:
+                planned[ask] = encoder.zoom_look(row, zoomed)
+            except VideoError as error:
+                unreadable[row["video"]] = error
+        keys.append(_key(planned[ask]) if ask in planned else None)
+    # Different spans can lead to the same frames.
+    looks = {_key(look): look for look in planned.values()}
+    answers = dict(zip(looks, _answers(encoder, scorer, list(looks.values()), batch_size, unreadable), strict=True))
+    rewards = [zoom_reward(answers.get(key, ""), row["answer"]) for key, row in zip(keys, rows, strict=True)]
+    return rewards, len(looks)
+
+
+def _key(look: Look) -> Hashable:
+    return look.frames_key, look.question, look.options
+
+
+@torch.no_grad()
+def _answers(
+    encoder: PromptEncoder,
+    scorer: Qwen2_5_VLForConditionalGeneration,
+    looks: Sequence[Look],
+    batch_size: int,
+    unreadable: dict[str, VideoError],
+) -> list[str]:
+    """The most likely next token, as text, of every zoom prompt; adds to `unreadable`, whose answers are empty."""
+    answers: list[str] = []
+    for start in range(0, len(looks), batch_size):
+        part = looks[start : start + batch_size]
+        prompts: dict[int, PreparedPrompt] = {}
+        for place, (look, prompt) in enumerate(zip(part, encoder.prepare(part), strict=True)):
+            if isinstance(prompt, VideoError):
+                unreadable[look.video] = prompt
+            else:
+                prompts[place] = prompt
+        texts = [""] * len(part)
+        if prompts:
+            tokens = next_token_logps(scorer, through_tower(scorer, list(prompts.values()))).argmax(-1)
+            for place, text in zip(prompts, encoder.processor.tokenizer.batch_decode(tokens[:, None]), strict=True):
+                texts[place] = text
+        answers += texts
+    return answers
