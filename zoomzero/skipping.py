@@ -1,14 +1,77 @@
 """Samples whose video cannot be read: left out of their batch, written down once, and an end when they are too many."""
 
+from __future__ import annotations
+
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zoomzero.looks.encoder import PreparedPrompt
 from zoomzero.video import VideoError
-from zoomzero.video.prefetch import SKIPPED_FILE, SkipLog
+
+if TYPE_CHECKING:
+    from zoomzero.looks.encoder import PreparedPrompt
+
+# Name of a run's list of skipped samples, in the run's folder.
+SKIPPED_FILE = "skipped.jsonl"
 
 Row = Mapping[str, Any]
+
+
+class SkipLog:
+    """Samples skipped for an unreadable video: one JSON line each, and an end when there are too many.
+
+    A sample that comes again (in the next epoch) is neither written nor counted again.
+
+    Args:
+        file: where the lines go, e.g. runs/.../skipped.jsonl; appended to, made with its folder at the first line. None
+            only counts.
+        num_samples: samples of the run.
+        max_skipped_fraction: share of them that may be skipped.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike[str] | None, num_samples: int, max_skipped_fraction: float = 0.05
+    ) -> None:
+        check_skipped_fraction("SkipLog", max_skipped_fraction)
+        self.file = None if file is None else Path(file)
+        self.num_samples = num_samples
+        self.max_skipped_fraction = max_skipped_fraction
+        self._seen: set[tuple[str, str]] = set()
+
+    @property
+    def num_skipped(self) -> int:
+        """Distinct samples skipped so far."""
+        return len(self._seen)
+
+    def record(self, sample: str, error: VideoError) -> None:
+        """Write down that `sample` (what tells it from the others on its video) is skipped.
+
+        Raises:
+            VideoError: more samples are skipped than allowed; names the file of this one and where the others stand.
+        """
+        if (sample, error.path) in self._seen:
+            return
+        self._seen.add((sample, error.path))
+        if self.file is not None:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            line = {"sample": sample, "path": error.path, "reason": error.reason}
+            with self.file.open("a", encoding="utf-8") as out:
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        if self.num_skipped > self.max_skipped_fraction * self.num_samples:
+            place = "" if self.file is None else f"; see {self.file}"
+            raise VideoError(
+                error.path,
+                f"{error.reason}; {self.num_skipped} of {self.num_samples} samples have no readable video, more than "
+                f"max_skipped_fraction={self.max_skipped_fraction} allows{place}",
+            ) from error
+
+
+def check_skipped_fraction(where: str, fraction: float) -> None:
+    """ValueError unless the share of samples that may be skipped is in [0, 1]."""
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"{where}: max_skipped_fraction must be in [0, 1], got {fraction}; 0.05 is usual")
 
 
 class Skipping:

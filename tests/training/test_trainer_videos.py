@@ -18,11 +18,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from zoomzero.budget import FramePlan
 from zoomzero.inputs import EncodedVideo, VideoInputs
 from zoomzero.looks.read_ahead import THREAD_NAME, ReadAhead, ReadVideo, Reserve
-from zoomzero.looks.videos import DecodedVideo, VideoStore
+from zoomzero.looks.videos import VideoStore
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 from zoomzero.training import trainer as trainer_module
 from zoomzero.video import Video, VideoError, guarded, open_video
+from zoomzero.video.memory import DecodedVideo
 
 Row = dict[str, Any]
 Build = Callable[..., ZoomZeroTrainer]

@@ -1,10 +1,9 @@
-"""Opened videos kept for later, reading ahead, and samples that are skipped."""
+"""Opened videos kept for later, and reading ahead."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
-import json
 import os
 import random
 import threading
@@ -17,7 +16,7 @@ from support.video_files import ClipSpec, numbers_in, write_clip
 
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
-from zoomzero.video.prefetch import Prefetcher, SkipLog
+from zoomzero.video.prefetch import Prefetcher
 
 
 @pytest.fixture(scope="module")
@@ -200,30 +199,3 @@ def test_reading_videos_ahead_leaks_no_handles(clips: list[Path]) -> None:
 def test_bad_arguments(argument: str) -> None:
     with pytest.raises(ValueError, match=f"{argument} must be at least 1, got 0"):
         Prefetcher([1], str, **{argument: 0})
-
-
-# -- skipped samples -------------------------------------------------------------------------------------------------
-
-
-def test_skipped_samples_are_written_down_until_there_are_too_many(tmp_path: Path) -> None:
-    log = SkipLog(tmp_path / "run" / "skipped.jsonl", num_samples=40)
-    log.record("q1", VideoError("a.mp4", "empty file: 0 bytes"))
-    log.record("q2", VideoError("ü.mp4", "no such file"))
-    with pytest.raises(
-        VideoError,
-        match=r"c\.mp4: broken; 3 of 40 samples have no readable video, more than "
-        r"max_skipped_fraction=0\.05 allows; see .*skipped\.jsonl",
-    ):
-        log.record("q3", VideoError("c.mp4", "broken"))
-    lines = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
-    assert lines[1] == {"sample": "q2", "path": "ü.mp4", "reason": "no such file"}
-    assert len(lines) == log.num_skipped == 3
-    log.record("q3", VideoError("c.mp4", "broken"))  # seen already: neither counted nor written
-    assert log.num_skipped == 3
-    assert len(log.file.read_text(encoding="utf-8").splitlines()) == 3
-    counting = SkipLog(None, 3, 0.5)
-    counting.record("q", VideoError("a.mp4", "broken"))
-    with pytest.raises(VideoError, match=r"2 of 3 samples have no readable video.*=0\.5 allows$"):
-        counting.record("q", VideoError("b.mp4", "broken"))
-    with pytest.raises(ValueError, match=r"max_skipped_fraction must be in \[0, 1\], got 5"):
-        SkipLog(tmp_path / "x", 10, 5)

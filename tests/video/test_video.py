@@ -250,7 +250,7 @@ def test_times_may_be_tensors_and_arrays(plain: Path) -> None:
 
 def test_key_frames_only_says_which_frames_it_gives(plain: Path) -> None:
     with open_video(plain) as video:
-        frames, starts = video.frames_at([0.9, 1.9, 3.5], coarse="keyframes")
+        frames, starts = video.frames_at([0.9, 1.9, 3.5], frame_choice="keyframes")
         assert numbers_in(frames) == [0, 30, 90]
         assert starts.tolist() == [0.0, 1.0, 3.0]
 
@@ -333,8 +333,8 @@ def test_requests_of_the_wrong_kind(plain: Path) -> None:
             video.frames_at(["soon"])  # type: ignore[list-item]
         with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
             video.stream([0.0], chunk=0)
-        with pytest.raises(ValueError, match="coarse must be 'exact' or 'keyframes', got 'fast'"):
-            video.frames_at([0.0], coarse="fast")
+        with pytest.raises(ValueError, match="frame_choice must be 'exact' or 'keyframes', got 'fast'"):
+            video.frames_at([0.0], frame_choice="fast")
         with pytest.raises(ValueError, match="seconds must be in"):
             video.stream([99.0])
     with pytest.raises(TypeError, match="source must be a path, bytes or a seekable binary file, got int"):

@@ -14,9 +14,10 @@ from pathlib import Path
 from zoomzero.annotations import Sample, load_annotations
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Answer, Query, Reading, ZoomZero
 from zoomzero.intervals import iog, iop, iou
+from zoomzero.skipping import SKIPPED_FILE, SkipLog
 from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS, VideoError, open_video
 from zoomzero.video.cache import VideoCache
-from zoomzero.video.prefetch import SKIPPED_FILE, Prefetcher, SkipLog
+from zoomzero.video.prefetch import Prefetcher
 
 IOU_THRESHOLDS = (0.3, 0.5, 0.7)
 IOP_THRESHOLDS = (0.3, 0.5)

@@ -5,40 +5,14 @@ predict. A small clip is therefore decoded whole, once; a long video would not f
 zoom seeks.
 """
 
-from collections.abc import Iterator
-
-import torch
-
 from zoomzero.looks.cache import ByteBoundedCache
 from zoomzero.video import Video, VideoError, open_video
-from zoomzero.video.base import Indices
+from zoomzero.video.memory import DecodedVideo
 
 # A video may take this share of the cache when decoded whole, so that a batch of them fits.
 LARGEST_SHARE = 1 / 16
 # What an open file stands for in the bound: decoder buffers of a few frames.
 OPEN_FILE_BYTES = 16 << 20
-
-
-class DecodedVideo(Video):
-    """A video whose frames all lie in memory; gives the same frames as the file it was read from."""
-
-    backend = "memory"
-
-    def __init__(self, source: Video) -> None:
-        super().__init__(source.path, source.table, source.codec, source.fps, (source.height, source.width))
-        frames, self._starts = source.frames_at(source.timestamps)
-        self._frames = frames.cpu()
-
-    @property
-    def num_bytes(self) -> int:
-        return self._frames.numel()
-
-    def _read(self, indices: Indices) -> Iterator[tuple[float, torch.Tensor]]:
-        for index in indices:
-            yield float(self._starts[index]), self._frames[index]
-
-    def _release(self) -> None:
-        self._frames = self._frames[:0]
 
 
 class VideoStore:

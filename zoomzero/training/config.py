@@ -5,8 +5,8 @@ from typing import Any
 
 from trl import GRPOConfig
 
+from zoomzero.skipping import check_skipped_fraction
 from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS
-from zoomzero.video.prefetch import check_skipped_fraction
 
 CREDITS = ("token_adv", "uniform")
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")

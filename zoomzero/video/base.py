@@ -57,26 +57,26 @@ class Video(abc.ABC):
         self._lock = threading.RLock()
         self._closed = False
 
-    def frames_at(self, seconds: Times, coarse: str = "exact") -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
+    def frames_at(self, seconds: Times, frame_choice: str = "exact") -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
         """The frames a player shows at the given times: for each the latest frame that starts at or before it.
 
         A time is compared after rounding to the container's ticks where those are a millisecond or shorter.
 
         Args:
             seconds: [n] times in [0, duration), any order, repeats allowed.
-            coarse: "exact", or "keyframes" for the last key frame at or before each time instead: fast and inexact, and
-                the returned timestamps say which frames they are.
+            frame_choice: "exact", or "keyframes" for the last key frame at or before each time instead: fast and
+                inexact, and the returned timestamps say which frames they are.
 
         Returns:
             frames: uint8 [n, H, W, 3] RGB on the CPU (back end "dali" on its own device), in the order asked for.
             timestamps: float64 [n], when each returned frame starts.
 
         Raises:
-            ValueError: a time outside the video, a closed video, an unknown `coarse`.
+            ValueError: a time outside the video, a closed video, an unknown `frame_choice`.
             TypeError: `seconds` is not a sequence of numbers.
             VideoError: the frames cannot be decoded.
         """
-        indices = self._indices(seconds, coarse)
+        indices = self._indices(seconds, frame_choice)
         return self._serve(indices, np.unique(indices))
 
     def _serve(self, indices: Indices, plan: Indices) -> tuple[torch.Tensor, npt.NDArray[np.float64]]:
@@ -97,7 +97,7 @@ class Video(abc.ABC):
         return frames, starts
 
     def stream(
-        self, seconds: Times, chunk: int = 32, coarse: str = "exact"
+        self, seconds: Times, chunk: int = 32, frame_choice: str = "exact"
     ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float64]]]:
         """`frames_at` in chunks of at most `chunk` times, so that memory does not grow with the number of times.
 
@@ -105,7 +105,7 @@ class Video(abc.ABC):
         """
         if chunk < 1:
             raise ValueError(f"stream: chunk must be at least 1, got {chunk}; 32 is a good start")
-        indices = self._indices(seconds, coarse)
+        indices = self._indices(seconds, frame_choice)
         plan = np.unique(indices)
         return (self._serve(indices[i : i + chunk], plan) for i in range(0, len(indices), chunk))
 
@@ -134,10 +134,12 @@ class Video(abc.ABC):
         if self._closed:
             raise ValueError(f"frames_at: the video must be open, got a closed one ({self.path}); open it again")
 
-    def _indices(self, seconds: Times, coarse: str) -> Indices:
+    def _indices(self, seconds: Times, frame_choice: str) -> Indices:
         self._check_open()
-        if coarse not in ("exact", "keyframes"):
-            raise ValueError(f"frames_at: coarse must be 'exact' or 'keyframes', got {coarse!r}; leave it 'exact'")
+        if frame_choice not in ("exact", "keyframes"):
+            raise ValueError(
+                f"frames_at: frame_choice must be 'exact' or 'keyframes', got {frame_choice!r}; leave it 'exact'"
+            )
         times = _as_times(seconds)
         outside = times[~((times >= 0) & (times < self.duration))]
         if len(outside):
@@ -146,7 +148,7 @@ class Video(abc.ABC):
                 f"{self.path}; clip the times to the video"
             )
         indices = np.searchsorted(self.timestamps, times + self._tolerance, side="right") - 1
-        if coarse == "keyframes":
+        if frame_choice == "keyframes":
             keys = np.array([self.table.key_before(int(self.table.pts[i])) for i in indices], dtype=np.int64)
             indices = np.maximum(np.searchsorted(self.table.pts, keys, side="right") - 1, 0)
         return indices.astype(np.int64)
