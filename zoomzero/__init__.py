@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zoomzero.answering.engine import Answer, Pass, Query, ZoomZero
     from zoomzero.inputs import VideoInputs, load_processor
     from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
+
+    __version__: str
 
 # Loaded when first used: `import zoomzero.intervals` should not take the seconds that transformers and TRL take.
 _HOMES = {
@@ -38,6 +41,8 @@ _MODULES = ("budget", "evaluation", "intervals", "responses", "rewards", "synthe
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("zoomzero")
     if name in _MODULES:
         return importlib.import_module(f"zoomzero.{name}")
     if name not in _HOMES:

@@ -1,5 +1,6 @@
 """The command line as a user types it, in a process of its own where that matters."""
 
+import importlib.metadata
 import json
 import re
 import shutil
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from zoomzero.cli import main
+import zoomzero
+from zoomzero.cli import COMMANDS, main
 from zoomzero.synthetic import make_clips
 
 
@@ -121,6 +123,22 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     code = "import sys, zoomzero.cli; zoomzero.cli._parser(); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.strip() == f"zoomzero {importlib.metadata.version('zoomzero')}"
+    assert zoomzero.__version__ == importlib.metadata.version("zoomzero")
+
+
+def test_every_command_file_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    for name in COMMANDS:
+        assert re.search(rf"^ +{name} +\w", shown, re.M), name
 
 
 def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,13 @@
-"""What this installation can do: versions, back ends, devices, and the remedy for what is missing."""
+"""`zoomzero doctor`: what this installation can do, and the remedy for what is missing."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import platform
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 # (distribution, what it is for, the extra that brings it)
 PACKAGES = (
@@ -16,12 +18,23 @@ PACKAGES = (
     ("transformers", "models", "train"),
     ("trl", "training", "train"),
     ("pillow", "the report's pictures", "train"),
-    ("cupy-cuda13x", "kernels compiled at run time", "jit"),
 )
 
 
-def report() -> Iterator[str]:
-    """Lines to print, one a fact."""
+def add(commands: Any) -> None:
+    """Add the command and its options."""
+    commands.add_parser("doctor", help="say what this installation can do, and what is missing")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    for line in _facts():
+        print(line)
+    return 0
+
+
+def _facts() -> Iterator[str]:
+    """Lines to print, one per fact."""
     yield f"Python {platform.python_version()} on {platform.system()} {platform.machine()}"
     for name, purpose, extra in PACKAGES:
         version = _version(name)
