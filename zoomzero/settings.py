@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from zoomzero.budget.plan import MAX_FRAME_TOKENS, MAX_FRAMES, MIN_FRAME_TOKENS, SAMPLE_FPS
 from zoomzero.prompts import Prompts
 
 SETTINGS_FILE = "zoomzero.json"
@@ -20,10 +21,10 @@ class PassSettings:
     """
 
     budget_tokens: int
-    sample_fps: float = 2.0
-    max_frames: int = 768
-    min_frame_tokens: int = 16
-    max_frame_tokens: int = 768
+    sample_fps: float = SAMPLE_FPS
+    max_frames: int = MAX_FRAMES
+    min_frame_tokens: int = MIN_FRAME_TOKENS
+    max_frame_tokens: int = MAX_FRAME_TOKENS
     context_fraction: float = 0.0
 
     def __post_init__(self) -> None:

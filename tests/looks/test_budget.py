@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support.places import GOLDEN
 
 from zoomzero import intervals
-from zoomzero.budget import plan_frames
-from zoomzero.budget.plan import FALLBACK_FRAMES
+from zoomzero.budget import FALLBACK_FRAMES, plan_frames
 
 CELL = 28
 

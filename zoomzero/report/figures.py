@@ -11,7 +11,7 @@ import torch
 from markupsafe import Markup, escape
 from PIL import Image
 
-Span = tuple[float, float]
+from zoomzero.intervals import Span
 
 
 def timeline(duration: float, rows: Sequence[tuple[str, str, Sequence[Span]]]) -> Markup:
