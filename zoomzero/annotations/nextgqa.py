@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -11,24 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoomzero.annotations.sample import Sample
 from zoomzero.prompts import OPTION_LETTERS
 
 # Far above any published annotation file, and small enough to parse in memory.
 MAX_FILE_BYTES = 1 << 30
 
 _LABELLED = re.compile(r"\(([A-F])\)\s*(.*)", re.DOTALL)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """One question: path of the video, bare option texts, letter of the right option, true spans and duration (s)."""
-
-    video: str
-    question: str
-    options: tuple[str, ...]
-    answer: str
-    spans: tuple[tuple[float, float], ...]
-    duration: float
 
 
 def load_annotations(path: str | os.PathLike[str], video_root: str | os.PathLike[str] | None = None) -> list[Sample]:
