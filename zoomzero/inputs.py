@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoomzero.budget import FramePlan, plan_frames
+from zoomzero.models.base import VisionGeometry
+from zoomzero.models.families import family_of
 from zoomzero.settings import ZoomSettings
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero_kernels import frame_resample
@@ -26,27 +28,6 @@ VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 # so that more would only cost memory: these are 4 frames of 720p. DALI decodes a chunk at a time: 80 of them.
 CHUNK_BYTES = 16 << 20
 DALI_CHUNK_BYTES = 256 << 20
-
-# CLIP's statistics, which the processors of Qwen2.5-VL use, and those of Qwen3-VL; a checkpoint's own file takes
-# precedence.
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-HALVES = (0.5, 0.5, 0.5)
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionGeometry:
-    """What a vision tower takes: pixels a patch side, patches a token side, frames a temporal patch, pixel statistics.
-
-    times_in_prompt: the prompt names the time of each temporal patch (Qwen3-VL) instead of the positions (Qwen2.5-VL).
-    """
-
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    times_in_prompt: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,17 +288,8 @@ def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.floa
     from transformers import AutoConfig, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path)
-    if config.model_type not in ("qwen2_5_vl", "qwen3_vl"):
-        raise ValueError(
-            f"load_processor: the checkpoint must be a qwen2_5_vl or qwen3_vl model, got {config.model_type} at "
-            f"{path}; choose one of these"
-        )
-    is_qwen3 = config.model_type == "qwen3_vl"
-    mean, std = _pixel_statistics(Path(path)) or ((HALVES, HALVES) if is_qwen3 else (CLIP_MEAN, CLIP_STD))
-    vision = config.vision_config
-    geometry = VisionGeometry(
-        vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size, mean, std, times_in_prompt=is_qwen3
-    )
+    family = family_of(config)
+    geometry = family.geometry(config, _pixel_statistics(Path(path)))
     return VideoInputs(AutoTokenizer.from_pretrained(path), ZoomSettings.load(path), geometry, dtype)
 
 

@@ -15,8 +15,11 @@ from support.tiny_qwen import (
     random_model,
 )
 
-from zoomzero.models.qwen2_5_vl import encode_prompts, use_segment_attention
-from zoomzero.rollouts.shared_prompt import SamplingOptions, additive_mask, generate, next_token_logps
+from zoomzero.models.encoding import encode_prompts
+from zoomzero.models.forward import additive_mask, next_token_logps
+from zoomzero.models.segment_attention import use_segment_attention
+from zoomzero.rollouts import SamplingOptions
+from zoomzero.rollouts.shared_prompt import generate
 
 
 def _options(**changes: object) -> SamplingOptions:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from support.tiny_qwen import COARSE, SHORT, VIDEO_TOKEN, ZOOM, full_row_logits, random_inputs, random_model
 
-from zoomzero.models.qwen2_5_vl import encode_prompts, use_segment_attention
+from zoomzero.models.encoding import encode_prompts
+from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.training.packing import pack_groups, packed_hidden_states
 
 

@@ -8,7 +8,7 @@ import torch
 from trl import GRPOTrainer
 
 from zoomzero.looks.cache import ByteBoundedCache
-from zoomzero.rollouts.shared_prompt import Rollouts
+from zoomzero.rollouts import Rollouts
 from zoomzero.training.config import UNSUPPORTED, ZoomZeroConfig
 from zoomzero.training.credit import credit_matrix, informative_groups
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts

@@ -15,10 +15,14 @@ import torch
 from zoomzero.budget import FramePlan
 from zoomzero.inputs import EncodedVideo, VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.intervals import clip, merge
-from zoomzero.models.qwen2_5_vl import EncodedPrompt, encode_prompts, use_segment_attention
+from zoomzero.models import load_model
+from zoomzero.models.encoding import EncodedPrompt, encode_prompts
+from zoomzero.models.forward import next_token_logps
+from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.prompts import OPTION_LETTERS
 from zoomzero.responses import ANSWER, Response, parse, token_segments
-from zoomzero.rollouts.shared_prompt import SamplingOptions, generate, next_token_logps
+from zoomzero.rollouts import SamplingOptions
+from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
 
@@ -148,18 +152,14 @@ class ZoomZero:
             device: CUDA if there is a GPU, else the CPU, unless told.
             dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
         """
-        from transformers import Qwen2_5_VLForConditionalGeneration
-
         if path is None:
             from zoomzero.synthetic import tiny_checkpoint
 
             path = tiny_checkpoint()
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         processor = load_processor(path)
         require_qwen2_5_inputs(processor)
-        chosen = dtype or ("auto" if target.type == "cuda" else torch.float32)
-        model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(path, dtype=chosen)
-        return cls(model.to(target).eval(), processor)
+        model: Any = load_model(path, device, dtype)
+        return cls(model, processor)
 
     def answer(
         self,

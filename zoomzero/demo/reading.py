@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from zoomzero.inputs import VideoInputs
-from zoomzero.models.qwen2_5_vl import video_features
+from zoomzero.models.encoding import video_features
 from zoomzero.synthetic.clips import LETTERS, Clip
 from zoomzero.synthetic.render import CANVAS, COLOURS, SIGN_SIDE, Sign
 from zoomzero.video import open_video

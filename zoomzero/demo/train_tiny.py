@@ -30,7 +30,8 @@ from zoomzero.answering.engine import ZoomZero
 from zoomzero.demo.reading import ReadingLesson
 from zoomzero.evaluation import evaluate
 from zoomzero.inputs import EncodedVideo, VideoInputs
-from zoomzero.models.qwen2_5_vl import embed_tokens, prompt_positions, use_segment_attention, video_features
+from zoomzero.models.encoding import embed_tokens, prompt_positions, video_features
+from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.synthetic.clips import ANNOTATION_FILE, Clip, Question, make_clips
 from zoomzero.synthetic.render import COLOURS
 from zoomzero.synthetic.tiny_model import tiny_checkpoint, tiny_model, tiny_processor

@@ -18,7 +18,7 @@ from zoomzero.inputs import EncodedVideo, VideoInputs
 from zoomzero.looks.cache import ByteBoundedCache
 from zoomzero.looks.read_ahead import Read, ReadAhead, ReadVideo, Reserve
 from zoomzero.looks.videos import VideoStore
-from zoomzero.models.qwen2_5_vl import EncodedPrompt, prompt_positions, video_features
+from zoomzero.models.encoding import EncodedPrompt, prompt_positions, video_features
 from zoomzero.video import Video, VideoError
 
 # Bound in bytes of the prompts' ids and positions (a few kilobytes each).

@@ -9,7 +9,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.inputs import VideoInputs, VisionGeometry
+from zoomzero.inputs import VideoInputs
+from zoomzero.models.base import VisionGeometry
 from zoomzero.prompts import Prompts
 from zoomzero.settings import PassSettings, ZoomSettings
 

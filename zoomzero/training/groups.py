@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoomzero.looks.encoder import PreparedPrompt
-from zoomzero.rollouts.shared_prompt import Rollouts
+from zoomzero.rollouts import Rollouts
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.models.qwen2_5_vl import EncodedPrompt, embed_tokens
-from zoomzero.rollouts.shared_prompt import additive_mask
+from zoomzero.models.encoding import EncodedPrompt, embed_tokens
+from zoomzero.models.forward import additive_mask
 
 
 @dataclass(frozen=True)

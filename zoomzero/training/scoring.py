@@ -10,9 +10,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from zoomzero import intervals
 from zoomzero.looks.encoder import Look, PreparedPrompt, PromptEncoder, through_tower
+from zoomzero.models.forward import next_token_logps
 from zoomzero.responses import parse
 from zoomzero.rewards import answer_reward, format_reward, iou_reward, zoom_reward
-from zoomzero.rollouts.shared_prompt import Rollouts, next_token_logps
+from zoomzero.rollouts import Rollouts
 from zoomzero.training.credit import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM
 from zoomzero.video import VideoError
 

@@ -22,9 +22,11 @@ from trl import GRPOTrainer
 
 from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.looks.encoder import PreparedPrompt, PromptEncoder, through_tower
-from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl, use_segment_attention
+from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
+from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.responses import token_segments
-from zoomzero.rollouts.shared_prompt import Rollouts, SamplingOptions, generate
+from zoomzero.rollouts import Rollouts, SamplingOptions
+from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.credit import (

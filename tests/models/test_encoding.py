@@ -5,15 +5,9 @@ import torch
 from support.tiny_qwen import COARSE, EOS_TOKEN, SHORT, VIDEO_TOKEN, ZOOM, PromptShape, random_inputs, random_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from zoomzero.models.qwen2_5_vl import (
-    SEGMENT_ATTENTION,
-    embed_tokens,
-    encode_prompts,
-    prompt_positions,
-    require_qwen2_5_vl,
-    use_segment_attention,
-    video_features,
-)
+from zoomzero.models.encoding import embed_tokens, encode_prompts, prompt_positions, video_features
+from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
+from zoomzero.models.segment_attention import SEGMENT_ATTENTION, use_segment_attention
 
 
 def _videos(shapes: list[PromptShape]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -1,0 +1,36 @@
+"""Checkpoints from a folder or from the hub's cache."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from zoomzero.models.families import family_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_model(
+    path: str | os.PathLike[str], device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """A checkpoint's model in evaluation mode.
+
+    Args:
+        path: checkpoint folder or hub name.
+        device: CUDA if there is a GPU, else the CPU, unless told.
+        dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
+
+    Raises:
+        ValueError: the checkpoint is of another family than those supported.
+    """
+    from transformers import AutoConfig
+
+    family = family_of(AutoConfig.from_pretrained(path))
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen: Any = dtype or ("auto" if target.type == "cuda" else torch.float32)
+    model: Any = family.model_class().from_pretrained(path, dtype=chosen)
+    loaded: PreTrainedModel = model.to(target).eval()
+    return loaded
