@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.checks import values_are_checked
+from zoomzero_kernels.checks import require_cuda_build, values_are_checked
 
 # Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
 _MAX_SIDE = 65_536
@@ -273,7 +273,7 @@ def _frame_resample(
     out = _checked_output(
         frames, frame_indices, size, mean, std, layout, patch_size, merge_size, temporal_patch_size, dtype
     )
-    require_cuda_build(frames.device)
+    require_cuda_build("frame_resample", frames.device)
     patches = (0, 1, 1) if layout == "tchw" else (patch_size, merge_size, temporal_patch_size)
     taps_multiple = _C.frame_resample_cpu_taps_multiple() if frames.device.type == "cpu" else 1
     options = native_options(frames, size, mean, std, patches, taps_multiple)
@@ -282,15 +282,6 @@ def _frame_resample(
 
 
 _frame_resample.register_fake(_checked_output)
-
-
-def require_cuda_build(device: torch.device) -> None:
-    """Raise ValueError for a CUDA device where the native module was built without CUDA kernels."""
-    if device.type == "cuda" and not _C.WITH_CUDA:
-        raise ValueError(
-            f"frame_resample: this build of zoomzero has no CUDA kernels, got frames on {device}; install nvcc and a "
-            "CUDA build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
-        )
 
 
 def native_options(

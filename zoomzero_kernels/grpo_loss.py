@@ -12,40 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.checks import checked_mask_and_ids, describe
+from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import (
     LOGITS_DTYPES,
     GRPOLossOutput,
     PolicyOptions,
     check_choices,
-    check_normaliser,
     check_policy_tensors,
-    checked_mask_and_ids,
     compute_dtype,
-    describe,
-    masked_mean,
     policy_options,
-    token_weights,
 )
-from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
+from zoomzero_kernels.policy.sequence_level import sequence_level_loss
+from zoomzero_kernels.policy.stored_gradient import stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.weights import check_normaliser, masked_mean, token_weights
 from zoomzero_kernels.selective_logps import masked_logps
 
 _OP = "grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradient of the logits, scale that the gradient still needs.
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def stored_scale(logits: Tensor, weights: Tensor) -> Tensor:
-    """Factor kept out of the stored gradient.
-
-    A float16 gradient of the normalised loss would underflow before a loss scaler multiplies it, so it is stored for
-    weights of at most 1 and scaled in the backward pass. Wider exponents need no such factor.
-    """
-    one = torch.ones((), dtype=torch.float32, device=logits.device)
-    if logits.dtype != torch.float16 or weights.numel() == 0:
-        return one
-    largest = weights.amax()
-    return torch.where(largest > 0, largest, one)
 
 
 def _run(
@@ -61,10 +46,10 @@ def _run(
 ) -> _Rows:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
     scale = stored_scale(logits, weights)
-    rows = row_pass.policy_rows(logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad)
-    loss = (rows.loss * weights).sum()
+    output = rows.policy_rows(logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad)
+    loss = (output.loss * weights).sum()
     stored = logits.new_empty(0) if grad is None else grad
-    return loss, rows.logps, rows.entropy, rows.kl, rows.clipped, stored, scale
+    return loss, output.logps, output.entropy, output.kl, output.clipped, stored, scale
 
 
 @torch.library.custom_op("zoomzero::grpo_loss", mutates_args=())
@@ -150,8 +135,8 @@ def _grpo_loss_inplace(
     unbiased_kl: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    rows = _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, logits)
-    return (*rows[:5], rows[6])
+    outputs = _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, logits)
+    return (*outputs[:5], outputs[6])
 
 
 @_grpo_loss_inplace.register_fake
@@ -257,45 +242,3 @@ def grpo_loss(
         if needs_grad:
             loss = with_stored_gradient(loss, scale, (logits,), (grad,))
     return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))
-
-
-def sequence_level_loss(
-    logps: Tensor,
-    entropy: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
-) -> GRPOLossOutput:
-    """Loss with one importance ratio a sequence, from differentiable log-probabilities [B, T].
-
-    Note [Sequence level]: the ratio of a sequence needs the log-probabilities of all its tokens before the gradient of
-    any of them is known, so the fused pass cannot be used; the [B, T] maths below is left to autograd and the rows are
-    read a second time in the backward pass.
-    """
-    valid = mask != 0
-    old = logps.detach() if old_logps is None else torch.where(valid, old_logps.to(logps.dtype), 0.0)
-    credit = torch.where(valid, advantages.to(logps.dtype), 0.0)
-    mean_log_ratio = (logps - old).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    ratio = mean_log_ratio.exp()
-    unclipped = ratio * credit
-    bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * credit
-    token_loss = -torch.minimum(unclipped, bounded)
-    kl = torch.zeros_like(logps)
-    if ref_logps is not None:
-        delta = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - logps
-        inside = torch.expm1(delta) - delta <= options.kl_clamp
-        delta = torch.where(inside, delta, 0.0)
-        kl = torch.where(valid, torch.where(inside, torch.expm1(delta) - delta, options.kl_clamp), 0.0)
-        kl = ratio * kl if options.unbiased_kl else kl
-        token_loss = token_loss + options.beta * kl
-    clipped = ((bounded < unclipped) & valid).to(logps.dtype)
-    return GRPOLossOutput(
-        loss=(token_loss * weights).sum(),
-        logps=logps.detach(),
-        entropy=entropy.detach(),
-        kl=masked_mean(kl.detach(), mask),
-        clip_fraction=masked_mean(clipped, mask),
-    )

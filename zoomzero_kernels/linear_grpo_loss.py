@@ -12,24 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.grpo_loss import sequence_level_loss, stored_scale
+from zoomzero_kernels.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
-from zoomzero_kernels.policy import rows as row_pass
-from zoomzero_kernels.policy.head import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
+from zoomzero_kernels.policy import head, rows
 from zoomzero_kernels.policy.options import (
     GRPOLossOutput,
     PolicyOptions,
     RowOutputs,
     check_choices,
-    check_normaliser,
     check_policy_tensors,
-    checked_mask_and_ids,
     compute_dtype,
-    masked_mean,
     policy_options,
-    token_weights,
 )
-from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
+from zoomzero_kernels.policy.sequence_level import sequence_level_loss
+from zoomzero_kernels.policy.stored_gradient import stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.weights import check_normaliser, masked_mean, token_weights
 
 _OP = "linear_grpo_loss"
 # Loss, logps, entropy, kl, clipped, gradients of hidden, weight and bias (empty where not wanted), and their scale.
@@ -62,20 +59,20 @@ def _linear_grpo_loss(
     needs_bias: bool,
 ) -> _Outputs:
     options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    needs = HeadNeeds(needs_hidden, needs_weight, needs_bias)
+    needs = head.HeadNeeds(needs_hidden, needs_weight, needs_bias)
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
+    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     scale = stored_scale(hidden, weights)
     credit, share = advantages[valid].unsqueeze(0), (weights[valid] / scale).unsqueeze(0)
     old, ref = _picked(old_logps, valid), _picked(ref_logps, valid)
-    gradients = HeadGradients(rows, weight, needs)
+    gradients = head.HeadGradients(states, weight, needs)
     parts: list[RowOutputs] = []
-    for start, chunk, logits in chunk_logits(rows, weight, bias):
+    for start, chunk, logits in head.chunk_logits(states, weight, bias):
         window = slice(start, start + chunk.shape[0])
         everything = torch.ones((1, chunk.shape[0]), dtype=torch.bool, device=hidden.device)
         grad = logits.unsqueeze(0) if any(needs) else None
         parts.append(
-            row_pass.policy_rows(
+            rows.policy_rows(
                 logits.unsqueeze(0),
                 ids[:, window],
                 everything,
@@ -187,7 +184,7 @@ def linear_grpo_loss(
     options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     check_choices(_OP, loss_type, importance_sampling_level)
     check_normaliser(_OP, max_completion_length, num_items)
-    check_head(_OP, hidden, weight, bias)
+    head.check_head(_OP, hidden, weight, bias)
     check_policy_tensors(_OP, hidden, token_ids, advantages, mask, old_logps, ref_logps, beta)
     weights = token_weights(mask, loss_type, max_completion_length, num_items, compute_dtype(hidden))
     per_token = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)).detach()

@@ -10,15 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy import rows as row_pass
-from zoomzero_kernels.policy.head import HeadGradients, HeadNeeds, check_head, chunk_logits, valid_rows
-from zoomzero_kernels.policy.options import (
-    check_mask,
-    check_temperature,
-    check_token_ids,
-    checked_mask_and_ids,
-    compute_dtype,
-)
+from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids
+from zoomzero_kernels.policy import head, rows
+from zoomzero_kernels.policy.options import check_temperature, compute_dtype
 
 _OP = "linear_selective_logps"
 
@@ -32,13 +26,13 @@ def _linear_selective_logps(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
+    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     dtype = compute_dtype(hidden)
     tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(2)]
     tokens.append(torch.zeros((*mask.shape, 2), dtype=dtype, device=hidden.device))
     parts = [
-        row_pass.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
-        for start, chunk, logits in chunk_logits(rows, weight, bias)
+        rows.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
+        for start, chunk, logits in head.chunk_logits(states, weight, bias)
     ]
     for index, output in enumerate(tokens):
         if parts:
@@ -73,14 +67,14 @@ def _linear_selective_logps_backward(
     needs_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    rows, ids = valid_rows(hidden, valid), ids[valid].unsqueeze(0)
+    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, normaliser, grad_logps))
     grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
-    gradients = HeadGradients(rows, weight, HeadNeeds(needs_hidden, needs_weight, needs_bias))
-    for start, chunk, logits in chunk_logits(rows, weight, bias):
+    gradients = head.HeadGradients(states, weight, head.HeadNeeds(needs_hidden, needs_weight, needs_bias))
+    for start, chunk, logits in head.chunk_logits(states, weight, bias):
         window = slice(start, start + chunk.shape[0])
         grad = logits.unsqueeze(0)
-        row_pass.logp_rows_backward(
+        rows.logp_rows_backward(
             grad,
             ids[:, window],
             _all_true(chunk),
@@ -183,7 +177,7 @@ def linear_selective_logps(
         TypeError: wrong dtype.
     """
     check_temperature(_OP, temperature)
-    check_head(_OP, hidden, weight, bias)
+    head.check_head(_OP, hidden, weight, bias)
     check_token_ids(_OP, token_ids, (hidden.shape[0], hidden.shape[1]), hidden)
     everything = torch.ones(token_ids.shape, dtype=torch.bool, device=hidden.device)
     logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, everything, temperature)

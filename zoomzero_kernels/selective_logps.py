@@ -7,16 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy import rows as row_pass
-from zoomzero_kernels.policy.options import (
-    LOGITS_DTYPES,
-    check_mask,
-    check_temperature,
-    check_token_ids,
-    checked_mask_and_ids,
-    compute_dtype,
-    describe,
-)
+from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
+from zoomzero_kernels.policy import rows
+from zoomzero_kernels.policy.options import LOGITS_DTYPES, check_temperature, compute_dtype
 
 _OP = "selective_logps"
 
@@ -26,7 +19,7 @@ def _selective_logps(
     logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
-    return row_pass.logp_rows(logits, ids, valid, temperature)
+    return rows.logp_rows(logits, ids, valid, temperature)
 
 
 @_selective_logps.register_fake
@@ -52,7 +45,7 @@ def _selective_logps_backward(
 ) -> Tensor:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    row_pass.logp_rows_backward(logits, ids, valid, entropy, normaliser, grad_logps, grad_entropy, temperature, grad)
+    rows.logp_rows_backward(logits, ids, valid, entropy, normaliser, grad_logps, grad_entropy, temperature, grad)
     return grad
 
 

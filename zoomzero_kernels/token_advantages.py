@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.checks import values_are_checked
-from zoomzero_kernels.policy.options import check_device, check_mask, checked_mask, describe
-from zoomzero_kernels.triton_kernels import launch as kernel_launch
+from zoomzero_kernels.checks import check_device, check_mask, checked_mask, describe, values_are_checked
+from zoomzero_kernels.triton_kernels import launch
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
 from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
 
@@ -75,7 +74,7 @@ def _token_advantages_cuda(
         wrong = segments[inputs[4] & (segments >= credit.shape[1])]
         if wrong.numel() > 0:
             raise _segment_error(int(wrong[0]), credit)
-    kernel_launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
+    launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
     return advantages
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
+from zoomzero_kernels.checks import require_cuda_build
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Products of two sides stay below 2^31, where float32 weights still hold them exactly enough.
@@ -135,21 +136,11 @@ def _table_on(table: Tensor, device: torch.device) -> Tensor:
 
 
 def _resample(values: Tensor, from_sides: Tensor, to_sides: Tensor, *, backward: bool) -> Tensor:
-    require_cuda_build(values.device)
+    require_cuda_build("token_resample", values.device)
     table, num_out, num_grid_rows = _slice_table(from_sides, to_sides)
     out = values.new_empty(num_out, values.shape[1])
     _C.token_resample(values.contiguous(), out, _table_on(table, values.device), num_grid_rows, backward)
     return out
-
-
-def require_cuda_build(device: torch.device) -> None:
-    """Raise ValueError for a CUDA device where the native module was built without CUDA kernels."""
-    if device.type == "cuda" and not _C.WITH_CUDA:
-        raise ValueError(
-            f"token_resample: this build of zoomzero has no CUDA kernels, got tokens on {device}; install nvcc and "
-            f"a CUDA "
-            "build of torch, then `pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
-        )
 
 
 @torch.library.custom_op("zoomzero::token_resample", mutates_args=())

@@ -16,10 +16,10 @@ from support.kernel_launches import Expected, all_launches
 from support.places import SUPPORT, TESTS
 
 from zoomzero_kernels import _C, build_info, grpo_loss
-from zoomzero_kernels.triton_kernels import launch as kernel_launch
+from zoomzero_kernels.triton_kernels import launch
 from zoomzero_kernels.triton_kernels.variants import compile_variant, row_variant, variants
 
-ARCHITECTURES = kernel_launch.embedded_architectures()
+ARCHITECTURES = launch.embedded_architectures()
 
 needs_embedded = pytest.mark.skipif(not ARCHITECTURES, reason="this build embeds no Triton kernels")
 
@@ -69,7 +69,7 @@ def test_arguments_and_grid_are_those_of_tritons_launcher(tmp_path: Path) -> Non
         "LD_LIBRARY_PATH": str(tmp_path),
         "TRITON_LIBCUDA_PATH": str(tmp_path),
         "TRITON_CACHE_DIR": str(tmp_path / "cache"),
-        kernel_launch.OPTION: "jit",
+        launch.OPTION: "jit",
         "PYTHONPATH": str(TESTS),
     }
     command = [sys.executable, str(SUPPORT / "recorded_launches.py"), str(tmp_path)]
@@ -81,13 +81,13 @@ def test_arguments_and_grid_are_those_of_tritons_launcher(tmp_path: Path) -> Non
 
 def run_ptx(ptxhost: ModuleType, expected: Expected, architecture: int, order: int) -> None:
     """Run the PTX behind the embedded machine code with the bytes that the embedded launch would pass."""
-    launch = expected.launch
-    compiled = compile_variant(launch.variant, architecture)
-    assert compiled.asm["cubin"] == _C.embedded_kernel_image(launch.variant.name, architecture)
+    variant, arguments = expected.launch.variant, expected.launch.arguments
+    compiled = compile_variant(variant, architecture)
+    assert compiled.asm["cubin"] == _C.embedded_kernel_image(variant.name, architecture)
     blocks, threads, shared_bytes, parameters = _C.packed_embedded_launch(
-        launch.variant.name, architecture, launch.num_programs, launch.arguments
+        variant.name, architecture, expected.launch.num_programs, arguments
     )
-    tensors = [argument for argument in launch.arguments if isinstance(argument, torch.Tensor)]
+    tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
     module = ptxhost.PtxModule(compiled.asm["ptx"])
     name = compiled.metadata.name
     module.launch(name, blocks, threads, parameters, smem=shared_bytes, order=order, extra=tensors)
@@ -115,17 +115,17 @@ def test_embedded_ptx_computes(ptxhost: ModuleType, no_line_info: None, architec
 
 @needs_embedded
 def test_a_wrong_launch_is_an_error() -> None:
-    launch = next(all_launches()).launch
-    name, architecture = launch.variant.name, ARCHITECTURES[0]
+    right = next(all_launches()).launch
+    name, architecture = right.variant.name, ARCHITECTURES[0]
     with pytest.raises(ValueError, match="nothing is not embedded for sm_80"):
-        _C.packed_embedded_launch("nothing", 80, 1, launch.arguments)
+        _C.packed_embedded_launch("nothing", 80, 1, right.arguments)
     with pytest.raises(RuntimeError, match="takes more arguments than the 3 given"):
-        _C.packed_embedded_launch(name, architecture, 1, launch.arguments[:3])
+        _C.packed_embedded_launch(name, architecture, 1, right.arguments[:3])
     with pytest.raises(RuntimeError, match=r"takes \d+ arguments, got"):
-        _C.packed_embedded_launch(name, architecture, 1, (*launch.arguments, 1))
+        _C.packed_embedded_launch(name, architecture, 1, (*right.arguments, 1))
     for count in (0, 2**31):
         with pytest.raises(RuntimeError, match="must have 1 to 2\\^31 - 1 programs"):
-            _C.packed_embedded_launch(name, architecture, count, launch.arguments)
+            _C.packed_embedded_launch(name, architecture, count, right.arguments)
 
 
 class TestDispatch:
@@ -141,31 +141,31 @@ class TestDispatch:
         [((7, 5), None), ((8, 0), 80), ((8, 9), 80), ((9, 0), 90), ((10, 0), 100), ((10, 3), None), ((12, 0), None)],
     )
     def test_architecture(self, capability: tuple[int, int], architecture: int | None) -> None:
-        assert kernel_launch.embedded_architecture(capability) == architecture
+        assert launch.embedded_architecture(capability) == architecture
 
     def test_jit_unless_asked(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("triton")
-        monkeypatch.delenv(kernel_launch.OPTION, raising=False)
-        assert kernel_launch.way((9, 0)) == "jit"
-        monkeypatch.setenv(kernel_launch.OPTION, "embedded")
-        assert kernel_launch.way((9, 0)) == "embedded"
-        assert kernel_launch.way((12, 0)) == "jit"
-        assert kernel_launch.table() == {
+        monkeypatch.delenv(launch.OPTION, raising=False)
+        assert launch.way((9, 0)) == "jit"
+        monkeypatch.setenv(launch.OPTION, "embedded")
+        assert launch.way((9, 0)) == "embedded"
+        assert launch.way((12, 0)) == "jit"
+        assert launch.table() == {
             "sm_80": "embedded", "sm_90": "embedded", "sm_100": "embedded", "other": "jit",
         }  # fmt: skip
-        assert build_info()["triton_kernels"] == kernel_launch.table()
+        assert build_info()["triton_kernels"] == launch.table()
 
     def test_without_triton(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(kernel_launch, "_has_triton", lambda: False)
-        assert kernel_launch.way((8, 6)) == "embedded"
-        assert kernel_launch.table()["other"] == "none"
+        monkeypatch.setattr(launch, "_has_triton", lambda: False)
+        assert launch.way((8, 6)) == "embedded"
+        assert launch.table()["other"] == "none"
         with pytest.raises(RuntimeError, match=r"capability 12.0 needs Triton.*\[80, 90, 100\].*pip install triton"):
-            kernel_launch.way((12, 0))
+            launch.way((12, 0))
 
     def test_unknown_option(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(kernel_launch.OPTION, "cubin")
+        monkeypatch.setenv(launch.OPTION, "cubin")
         with pytest.raises(ValueError, match="must be one of jit, embedded, got 'cubin'"):
-            kernel_launch.way((9, 0))
+            launch.way((9, 0))
 
 
 def test_triton_is_not_needed_at_run_time() -> None:
@@ -187,14 +187,14 @@ def test_triton_is_not_needed_at_run_time() -> None:
 # A multiple of 16, and not.
 @pytest.mark.parametrize("vocab", [4112, 4099])
 def test_embedded_equals_jit_on_a_gpu(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocab: int) -> None:
-    if kernel_launch.embedded_architecture(torch.cuda.get_device_capability()) is None:
+    if launch.embedded_architecture(torch.cuda.get_device_capability()) is None:
         pytest.skip("no kernels are embedded for this GPU")
     case = make_case(4, 9, vocab)
     logits = case.logits.to("cuda", dtype)
     tensors = [tensor.cuda() for tensor in case.tokens]
     results = []
-    for option in kernel_launch.CHOICES:
-        monkeypatch.setenv(kernel_launch.OPTION, option)
+    for option in launch.CHOICES:
+        monkeypatch.setenv(launch.OPTION, option)
         leaf = logits.clone().requires_grad_()
         output = grpo_loss(leaf, *tensors, old_logps=case.old_logps.cuda(), ref_logps=case.ref_logps.cuda(), beta=0.1)
         results.append((*output, *torch.autograd.grad(output.loss, leaf)))

@@ -254,15 +254,6 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
         frame_resample(arguments.pop("frames"), arguments.pop("frame_indices"), **arguments)
 
 
-def test_cuda_frames_on_a_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoomzero_kernels import _C
-    from zoomzero_kernels.frame_resample import require_cuda_build
-
-    monkeypatch.setattr(_C, "WITH_CUDA", False)
-    with pytest.raises(ValueError, match=r"this build .* no CUDA kernels, got frames on cuda:0; install nvcc"):
-        require_cuda_build(torch.device("cuda:0"))
-
-
 def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor | None, **options: Any) -> Tensor:
     """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
     from zoomzero_kernels import _C

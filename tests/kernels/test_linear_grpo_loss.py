@@ -10,13 +10,12 @@ from support.grpo_cases import Case, assert_within_budget, make_case
 from torch import Tensor
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, reference
-from zoomzero_kernels.policy import head as head_chunks
-from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy import head, rows
 
 EPSILON = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
-def make_head(case: Case, width: int = 8, *, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def make_parameters(case: Case, width: int = 8, *, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """hidden [B, T, D], weight [V, D], bias [V] in float64, exact in bfloat16."""
     generator = torch.Generator().manual_seed(seed)
     batch, length, vocab = case.logits.shape
@@ -26,9 +25,9 @@ def make_head(case: Case, width: int = 8, *, seed: int = 1) -> tuple[Tensor, Ten
 
 
 def run(
-    function: Any, head: tuple[Tensor, ...], case: Case, with_bias: bool, **options: Any
+    function: Any, parameters: tuple[Tensor, ...], case: Case, with_bias: bool, **options: Any
 ) -> tuple[Any, list[Tensor]]:
-    leaves = [tensor.clone().requires_grad_() for tensor in head[: 2 + with_bias]]
+    leaves = [tensor.clone().requires_grad_() for tensor in parameters[: 2 + with_bias]]
     output = function(*leaves[:2], *case.tokens, bias=leaves[2] if with_bias else None, **options)
     return output, list(torch.autograd.grad(output.loss * 1.5, leaves))
 
@@ -42,15 +41,15 @@ def run(
 def test_matches_float64_truth(
     dtype: torch.dtype, with_bias: bool, level: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_chunks, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
     case = make_case(4, 5, 37)
-    head = make_head(case)
+    parameters = make_parameters(case)
     options = {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "temperature": 0.9}
     options["importance_sampling_level"] = level
     case.old_logps.fill_(-3.6)
     case.ref_logps.fill_(-3.4)
-    narrow = tuple(tensor.to(dtype) for tensor in head)
-    truth, truth_grads = run(reference.linear_grpo_loss, head, case, with_bias, **options)
+    narrow = tuple(tensor.to(dtype) for tensor in parameters)
+    truth, truth_grads = run(reference.linear_grpo_loss, parameters, case, with_bias, **options)
     plain, plain_grads = run(reference.linear_grpo_loss, narrow, case, with_bias, **options)
     ours, grads = run(linear_grpo_loss, narrow, case, with_bias, **options)
     assert_within_budget(ours.loss, plain.loss, truth.loss, EPSILON[dtype], "loss")
@@ -62,7 +61,7 @@ def test_matches_float64_truth(
 
 def test_equals_the_loss_of_its_logits() -> None:
     case = make_case(4, 6, 50)
-    hidden, weight, bias = make_head(case)
+    hidden, weight, bias = make_parameters(case)
     for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
         options = {"old_logps": case.old_logps, "loss_type": loss_type, "num_items": 11.0, "max_completion_length": 8}
         direct = grpo_loss(hidden @ weight.t() + bias, *case.tokens, **options)
@@ -73,7 +72,7 @@ def test_equals_the_loss_of_its_logits() -> None:
 
 def test_gradcheck() -> None:
     case = make_case(2, 3, 5)
-    leaves = [tensor.requires_grad_() for tensor in make_head(case, 3)]
+    leaves = [tensor.requires_grad_() for tensor in make_parameters(case, 3)]
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, old_logps=case.old_logps.double()).loss
@@ -83,7 +82,7 @@ def test_gradcheck() -> None:
 
 def test_garbage_in_masked_rows_does_not_leak() -> None:
     case = make_case(4, 6, 50)
-    hidden, weight, bias = make_head(case)
+    hidden, weight, bias = make_parameters(case)
     clean, clean_grads = run(linear_grpo_loss, (hidden, weight, bias), case, True)
     hidden[~case.mask] = torch.nan
     case.token_ids[~case.mask] = -100
@@ -96,14 +95,14 @@ def test_garbage_in_masked_rows_does_not_leak() -> None:
 def test_all_masked_is_zero() -> None:
     case = make_case()
     case.mask.zero_()
-    output, grads = run(linear_grpo_loss, make_head(case), case, True)
+    output, grads = run(linear_grpo_loss, make_parameters(case), case, True)
     assert output.loss.item() == 0
     assert all((grad == 0).all() for grad in grads)
 
 
 def test_frozen_head_gets_no_gradient() -> None:
     case = make_case()
-    hidden, weight, bias = make_head(case)
+    hidden, weight, bias = make_parameters(case)
     hidden.requires_grad_()
     output = linear_grpo_loss(hidden, weight, *case.tokens, bias=bias)
     output.loss.backward()
@@ -112,24 +111,24 @@ def test_frozen_head_gets_no_gradient() -> None:
 
 
 def test_a_chunk_is_a_twelfth_of_the_logits() -> None:
-    assert head_chunks.rows_per_chunk(1024, 151936) == 86
+    assert head.rows_per_chunk(1024, 151936) == 86
     # A small vocabulary is done at once; one row is the least.
-    assert head_chunks.rows_per_chunk(512, 300) >= 512
-    assert head_chunks.rows_per_chunk(1, 10**9) == 1
+    assert head.rows_per_chunk(512, 300) >= 512
+    assert head.rows_per_chunk(1, 10**9) == 1
 
 
 def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_chunks, "_SMALL_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(head, "_SMALL_CHUNK_ELEMENTS", 1)
     case = make_case(8, 16, 301)
-    hidden, weight, _ = (tensor.requires_grad_() for tensor in make_head(case))
+    hidden, weight, _ = (tensor.requires_grad_() for tensor in make_parameters(case))
     sizes: list[int] = []
-    real = row_pass.policy_rows
+    real = rows.policy_rows
 
     def watch(logits: Tensor, *args: Any) -> Any:
         sizes.append(logits.untyped_storage().nbytes())
         return real(logits, *args)
 
-    monkeypatch.setattr(row_pass, "policy_rows", watch)
+    monkeypatch.setattr(rows, "policy_rows", watch)
     linear_grpo_loss(hidden, weight, *case.tokens).loss.backward()
     assert len(sizes) > 8
     assert max(sizes) <= case.mask.sum() * 301 * 8 / 8
@@ -137,7 +136,7 @@ def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_opcheck_and_compile() -> None:
     case = make_case()
-    hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_head(case))
+    hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters(case))
     weights = case.mask.float() / case.mask.sum()
     arguments = (hidden, weight, bias, *case.tokens, weights, None, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True)
     torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, (*arguments, True, True, True))
@@ -167,7 +166,7 @@ def test_opcheck_and_compile() -> None:
 )
 def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
     case = make_case()
-    hidden, weight, bias = (tensor.float() for tensor in make_head(case))
+    hidden, weight, bias = (tensor.float() for tensor in make_parameters(case))
     arguments = {"hidden": hidden, "weight": weight, "bias": bias, "token_ids": case.token_ids}
     arguments |= {"advantages": case.advantages, "mask": case.mask, **change}
     with pytest.raises(error, match=f"linear_grpo_loss: {message}"):

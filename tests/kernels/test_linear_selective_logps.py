@@ -10,18 +10,18 @@ from support.grpo_cases import assert_within_budget, make_case
 from torch import Tensor
 
 from zoomzero_kernels import linear_selective_logps, reference
-from zoomzero_kernels.policy import head as head_chunks
+from zoomzero_kernels.policy import head
 
 
-def make_head(width: int = 6, vocab: int = 37) -> list[Tensor]:
+def make_parameters(width: int = 6, vocab: int = 37) -> list[Tensor]:
     """hidden [3, 5, D], weight [V, D], bias [V] in float64, exact in bfloat16."""
     generator = torch.Generator().manual_seed(3)
     shapes = ((3, 5, width), (vocab, width), (vocab,))
     return [torch.randn(shape, generator=generator).bfloat16().double() for shape in shapes]
 
 
-def run(function: Any, head: list[Tensor], token_ids: Tensor, with_bias: bool) -> tuple[Tensor, ...]:
-    leaves = [tensor.clone().requires_grad_() for tensor in head[: 2 + with_bias]]
+def run(function: Any, parameters: list[Tensor], token_ids: Tensor, with_bias: bool) -> tuple[Tensor, ...]:
+    leaves = [tensor.clone().requires_grad_() for tensor in parameters[: 2 + with_bias]]
     bias = leaves[2] if with_bias else None
     logps, entropy = function(*leaves[:2], token_ids, bias=bias, temperature=0.8, with_entropy=True)
     mixture = torch.linspace(-1, 1, logps.numel(), dtype=logps.dtype).view_as(logps)
@@ -36,10 +36,10 @@ def run(function: Any, head: list[Tensor], token_ids: Tensor, with_bias: bool) -
 def test_matches_float64_truth(
     dtype: torch.dtype, with_bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head_chunks, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
-    case, head = make_case(), make_head()
-    truth = run(reference.linear_selective_logps, head, case.token_ids, with_bias)
-    narrow = [tensor.to(dtype) for tensor in head]
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    case, parameters = make_case(), make_parameters()
+    truth = run(reference.linear_selective_logps, parameters, case.token_ids, with_bias)
+    narrow = [tensor.to(dtype) for tensor in parameters]
     plain = run(reference.linear_selective_logps, narrow, case.token_ids, with_bias)
     ours = run(linear_selective_logps, narrow, case.token_ids, with_bias)
     epsilon = {torch.float64: 1e-11, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
@@ -49,7 +49,7 @@ def test_matches_float64_truth(
 
 def test_gradcheck() -> None:
     case = make_case()
-    leaves = [tensor.requires_grad_() for tensor in make_head()]
+    leaves = [tensor.requires_grad_() for tensor in make_parameters()]
 
     def both(hidden: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
         return tuple(linear_selective_logps(hidden, weight, case.token_ids, bias=bias, with_entropy=True))
@@ -59,7 +59,7 @@ def test_gradcheck() -> None:
 
 def test_opcheck_and_compile() -> None:
     case = make_case()
-    hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_head())
+    hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters())
     arguments = (hidden, weight, bias, case.token_ids, case.mask, 0.9)
     torch.library.opcheck(torch.ops.zoomzero.linear_selective_logps.default, arguments)
 
@@ -82,7 +82,7 @@ def test_opcheck_and_compile() -> None:
     ],
 )
 def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
-    hidden, weight, _ = (tensor.float() for tensor in make_head())
+    hidden, weight, _ = (tensor.float() for tensor in make_parameters())
     arguments = {"hidden": hidden, "weight": weight, "token_ids": make_case().token_ids, **change}
     with pytest.raises(error, match=f"linear_selective_logps: {message}"):
         linear_selective_logps(**arguments)

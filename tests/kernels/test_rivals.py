@@ -15,12 +15,12 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, reference
-from zoomzero_kernels.policy import head as head_chunks
+from zoomzero_kernels.policy import head
 
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
-def make_head() -> tuple[Tensor, Tensor]:
+def make_parameters() -> tuple[Tensor, Tensor]:
     """hidden [4, 6, 8] and weight [37, 8], float32."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(4, 6, 8, generator=generator), torch.randn(37, 8, generator=generator) * 0.5
@@ -51,14 +51,14 @@ def test_advantages_a_token(loss_type: str, level: str) -> None:
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 def test_advantages_a_token_for_any_chunk(loss_type: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_chunks, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
     case = make_case(4, 6, 37)
-    head = make_head()
+    parameters = make_parameters()
     options = {"loss_type": loss_type, "max_completion_length": 9}
-    leaves = [tensor.clone().requires_grad_() for tensor in head]
+    leaves = [tensor.clone().requires_grad_() for tensor in parameters]
     ours = linear_grpo_loss(*leaves, *case.tokens, old_logps=case.old_logps, **options).loss
     grads = torch.autograd.grad(ours, leaves)
-    double = [tensor.double().requires_grad_() for tensor in head]
+    double = [tensor.double().requires_grad_() for tensor in parameters]
     truth = reference.linear_grpo_loss(*double, *case.tokens, old_logps=case.old_logps.double(), **options).loss
     torch.testing.assert_close(ours.double(), truth, rtol=1e-4, atol=1e-6)
     for mine, exact in zip(grads, torch.autograd.grad(truth, double), strict=True):

@@ -174,14 +174,6 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
         token_resample(**arguments)
 
 
-def test_cuda_tokens_on_a_cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoomzero_kernels.token_resample import require_cuda_build
-
-    monkeypatch.setattr(_C, "WITH_CUDA", False)
-    with pytest.raises(ValueError, match=r"this build .* no CUDA kernels, got tokens on cuda:0; install nvcc"):
-        require_cuda_build(torch.device("cuda:0"))
-
-
 @pytest.fixture(scope="module", params=["sm_80", "sm_90"])
 def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
     csrc = checkout / "csrc"

@@ -22,10 +22,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from zoomzero_kernels import grpo_loss, token_advantages
-from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
-from zoomzero_kernels.triton_kernels import policy_rows as triton_policy_rows
-from zoomzero_kernels.triton_kernels import token_advantages as triton_token_advantages
+from zoomzero_kernels.triton_kernels.policy_rows import (
+    logp_rows_backward_kernel,
+    logp_rows_kernel,
+    policy_rows_kernel,
+)
+from zoomzero_kernels.triton_kernels.token_advantages import token_advantages_kernel
 from zoomzero_kernels.triton_kernels.variants import compile_variant, variants
 
 
@@ -61,7 +65,7 @@ def test_policy_rows_ptx(
     options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0)
     tensors = (case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     expected_grad = torch.empty_like(logits)
-    expected = row_pass.policy_rows(logits, *tensors, options, expected_grad)
+    expected = rows.policy_rows(logits, *tensors, options, expected_grad)
     inputs = (case.token_ids, case.mask.view(torch.uint8), *tensors[2:])
     numbers = (1 / 0.7, 0.1, 0.2, 0.28, 5.0)
     for order in (0, 1, 2):
@@ -69,7 +73,7 @@ def test_policy_rows_ptx(
             outputs = RowOutputs(*(torch.zeros(2, 3) for _ in range(5)))
             source = target if not target.isnan().any() else logits
             run_ptx(
-                triton_policy_rows.policy_rows_kernel, (6,), source, *inputs, *outputs, target,
+                policy_rows_kernel, (6,), source, *inputs, *outputs, target,
                 *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 0, 1, 1, 1,
                 ALIGNED=aligned, BLOCK=block, num_warps=max(1, block // 256), cc=capability, order=order,
             )  # fmt: skip
@@ -84,23 +88,23 @@ def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
     case = make_case(2, 3, 101)
     logits = case.logits.bfloat16()
     mask = case.mask.view(torch.uint8)
-    expected = row_pass.logp_rows(logits, case.token_ids, case.mask, 0.7)
+    expected = rows.logp_rows(logits, case.token_ids, case.mask, 0.7)
     results = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, 2)
     strides = logits.stride()[:2]
     options = {"ALIGNED": False, "BLOCK": 128, "num_warps": 4, "cc": capability}
     run_ptx(
-        triton_policy_rows.logp_rows_kernel, (6,), logits, case.token_ids, mask, *results, *strides, 3, 101, 1 / 0.7,
+        logp_rows_kernel, (6,), logits, case.token_ids, mask, *results, *strides, 3, 101, 1 / 0.7,
         **options,
     )  # fmt: skip
     for got, want in zip(results, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
     slopes = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
     want_grad = torch.empty_like(logits)
-    row_pass.logp_rows_backward(logits, case.token_ids, case.mask, *results[1:], slopes[0], slopes[1], 0.7, want_grad)
+    rows.logp_rows_backward(logits, case.token_ids, case.mask, *results[1:], slopes[0], slopes[1], 0.7, want_grad)
     for order in (0, 1, 2):
         grad = torch.full_like(logits, math.nan)
         run_ptx(
-            triton_policy_rows.logp_rows_backward_kernel, (6,), logits, case.token_ids, mask, *results[1:],
+            logp_rows_backward_kernel, (6,), logits, case.token_ids, mask, *results[1:],
             slopes[0].contiguous(), slopes[1].contiguous(), grad, *strides, *strides, 3, 101, 1 / 0.7, 1,
             **options, order=order,
         )  # fmt: skip
@@ -122,7 +126,7 @@ def test_token_advantages_ptx(run_ptx: Any, capability: int, normalize: str) -> 
         advantages = torch.full((9, 70), math.nan)
         table = torch.zeros(9, 3, dtype=torch.float64)
         run_ptx(
-            triton_token_advantages.token_advantages_kernel, (9,), rewards.double(), credit.double(), segments,
+            token_advantages_kernel, (9,), rewards.double(), credit.double(), segments,
             mask.view(torch.uint8), members, sorted_ids, ends, table, advantages, 70, 4, 3, 1e-6,
             NORMALIZE=normalize, BLOCK_MEMBERS=64, BLOCK_TOKENS=128, cc=capability, order=order,
         )  # fmt: skip
@@ -166,7 +170,7 @@ class FakeDriver:
 
 def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
-    kernel = triton_policy_rows.policy_rows_kernel
+    kernel = policy_rows_kernel
     kernel.device_caches.clear()
     constants = {"ALIGNED": False, "BLOCK": 8192, "num_warps": 32, "grid": (1,)}
     logits, ids, mask = (torch.zeros(64, dtype=dtype) for dtype in (torch.bfloat16, torch.int64, torch.uint8))

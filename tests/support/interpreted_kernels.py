@@ -19,7 +19,7 @@ from zoomzero_kernels import (
     selective_logps,
     token_advantages,
 )
-from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
 from zoomzero_kernels.triton_kernels.launch import run
 from zoomzero_kernels.triton_kernels.policy_rows_launch import (
@@ -49,7 +49,7 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], u
     options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0, unbiased_kl)
     arguments = (case.token_ids, case.mask, case.advantages, weights, old, ref, options)
     expected_grad = torch.empty_like(logits)
-    expected = row_pass.policy_rows(logits, *arguments, expected_grad)
+    expected = rows.policy_rows(logits, *arguments, expected_grad)
     outputs = RowOutputs(*(torch.zeros(2, 4) for _ in range(5)))
     grad = torch.full_like(logits, math.nan)
     run(policy_rows_launch(logits, *arguments, outputs, grad))
@@ -73,7 +73,7 @@ def test_unbiased_kl_far_from_the_reference() -> None:
     arguments = (case.token_ids, case.mask, case.advantages, torch.ones(2, 4), case.old_logps, ref, options)
     logits = case.logits.float()
     expected, grad = torch.empty_like(logits), torch.empty_like(logits)
-    row_pass.policy_rows(logits, *arguments, expected)
+    rows.policy_rows(logits, *arguments, expected)
     run(policy_rows_launch(logits, *arguments, RowOutputs(*(torch.zeros(2, 4) for _ in range(5))), grad))
     torch.testing.assert_close(grad, expected, rtol=2e-5, atol=2e-5)
 
@@ -86,7 +86,7 @@ def test_strided_logits() -> None:
     arguments = (*case.tokens[:1], case.mask, case.advantages, torch.ones(3, 4), None, None)
     options = PolicyOptions(1.0, 0.0, 0.2, 0.28, math.inf)
     expected_grad = torch.empty(3, 4, 50)
-    expected = row_pass.policy_rows(logits, *arguments, options, expected_grad)
+    expected = rows.policy_rows(logits, *arguments, options, expected_grad)
     outputs = RowOutputs(*(torch.zeros(3, 4) for _ in range(5)))
     run(policy_rows_launch(logits, *arguments, options, outputs, logits))
     torch.testing.assert_close(outputs.loss, expected.loss)
@@ -102,7 +102,7 @@ def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
     case = make_case(2, 4, vocab)
     logits = case.logits.to(dtype)
     logits[0, 1, 1 : vocab // 2] = -math.inf
-    expected = row_pass.logp_rows(logits, case.token_ids, case.mask, 0.7)
+    expected = rows.logp_rows(logits, case.token_ids, case.mask, 0.7)
     logps, entropy, normaliser = torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(2, 4, 2)
     run(logp_rows_launch(logits, case.token_ids, case.mask, 0.7, logps, entropy, normaliser))
     for got, want in zip((logps, entropy, normaliser), expected, strict=True):
@@ -110,7 +110,7 @@ def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
     slopes = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(1))
     tensors = (entropy, normaliser, slopes[0], slopes[1] if with_entropy else None)
     want_grad, grad = torch.empty_like(logits), torch.full_like(logits, math.nan)
-    row_pass.logp_rows_backward(logits, case.token_ids, case.mask, *tensors, 0.7, want_grad)
+    rows.logp_rows_backward(logits, case.token_ids, case.mask, *tensors, 0.7, want_grad)
     run(logp_rows_backward_launch(logits, case.token_ids, case.mask, 0.7, *tensors, grad))
     torch.testing.assert_close(grad, want_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -182,7 +182,7 @@ def test_public_functions_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
         return [*collected, *torch.autograd.grad(loss, leaves)]
 
     expected = results()
-    monkeypatch.setattr(row_pass, "back_end", lambda logits: "triton")
+    monkeypatch.setattr(rows, "back_end", lambda logits: "triton")
     for got, want in zip(results(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
 

@@ -13,7 +13,7 @@ from support.grpo_cases import make_case
 from support.rival_libraries import import_rival
 
 from zoomzero_kernels import grpo_loss, selective_logps
-from zoomzero_kernels.policy import rows as row_pass
+from zoomzero_kernels.policy import rows
 
 rival = import_rival("liger_kernel.transformers.grpo_loss")
 
@@ -26,7 +26,7 @@ rival = import_rival("liger_kernel.transformers.grpo_loss")
 def test_equals_liger_with_one_advantage_a_sequence(
     loss_type: str, level: str, unbiased_kl: bool, back_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_pass, "back_end", lambda logits: back_end)
+    monkeypatch.setattr(rows, "back_end", lambda logits: back_end)
     case = make_case(4, 6, 37)
     case.mask[:, 0] = True
     logits = case.logits.float()
@@ -58,7 +58,7 @@ def test_equals_liger_with_one_advantage_a_sequence(
 
 @pytest.mark.parametrize("back_end", ["native", "triton"])
 def test_log_probabilities_equal_liger(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_pass, "back_end", lambda logits: back_end)
+    monkeypatch.setattr(rows, "back_end", lambda logits: back_end)
     case = make_case(3, 5, 2101)
     padded = torch.nn.functional.pad(case.logits.float(), (0, 0, 0, 1))
     expected = rival.fused_selective_log_softmax(padded, case.token_ids, temperature=0.7)

@@ -18,7 +18,7 @@ from support.kernel_launches import all_launches
 from triton.backends.nvidia.driver import CudaDriver
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.triton_kernels import launch as kernel_launch
+from zoomzero_kernels.triton_kernels.launch import run
 
 ARCHITECTURE = 90
 
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         )
         sizes = [len(parameter) for parameter in packed.parameters]
         library.expect_parameters(len(sizes), (ctypes.c_int * len(sizes))(*sizes))
-        kernel_launch.run(launch)
+        run(launch)
         recorded = bytes(library.recorded_bytes()[: sum(sizes)])
         shape = list(library.recorded_launch().contents)
         wanted = [packed.blocks, 1, 1, packed.threads, 1, 1, packed.shared_bytes]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
-from zoomzero_kernels.policy.options import LOSS_TYPES
+from zoomzero_kernels.policy.weights import LOSS_TYPES
 
 # What TRL feeds to the model beside ids and mask, for text and for images with one tensor a batch.
 _MODEL_INPUTS = (

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import LOGITS_DTYPES, check_device, describe
+from zoomzero_kernels.checks import check_device, describe
+from zoomzero_kernels.policy.options import LOGITS_DTYPES
 
 _CHUNK_SHARE = 12
 # Below this many logits (16 MiB of float32) a chunk is not worth splitting.

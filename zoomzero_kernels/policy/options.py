@@ -1,4 +1,4 @@
-"""What the policy losses share: options, output, argument checks and the normalisers of the loss types."""
+"""What the policy losses share: options, outputs, and the checks of their arguments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import values_are_checked
+from zoomzero_kernels.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
+from zoomzero_kernels.policy.weights import LOSS_TYPES
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -93,40 +93,6 @@ def check_choices(op: str, loss_type: str, importance_sampling_level: str) -> No
         raise ValueError(f"{op}: unknown importance_sampling_level, got {importance_sampling_level!r}; use {valid}")
 
 
-def describe(tensor: Tensor) -> str:
-    """Dtype and shape of a tensor, as the error messages print them."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def check_token_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, int], like: Tensor) -> None:
-    """Demand a tensor of one value a token on the device of ``like``."""
-    if tuple(tensor.shape) != shape:
-        raise ValueError(
-            f"{op}: {name} must be [B, T] = {list(shape)}, got {describe(tensor)}; align it with token_ids"
-        )
-    check_device(op, name, tensor, like)
-
-
-def check_device(op: str, name: str, tensor: Tensor, like: Tensor) -> None:
-    """Demand that a tensor lies where ``like`` lies."""
-    if tensor.device != like.device:
-        raise ValueError(f"{op}: {name} must be on {like.device}, got {tensor.device}; move it with .to()")
-
-
-def check_token_ids(op: str, token_ids: Tensor, shape: tuple[int, int], like: Tensor) -> None:
-    """Demand int32 or int64 token ids [B, T]; their range is checked by the implementations."""
-    if token_ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{op}: token_ids must be int64 or int32, got {describe(token_ids)}; convert with .long()")
-    check_token_tensor(op, "token_ids", token_ids, shape, like)
-
-
-def check_mask(op: str, mask: Tensor, shape: tuple[int, int], like: Tensor) -> None:
-    """Demand a mask of truth values: bool, or an integer type holding 0 and 1."""
-    if mask.dtype.is_floating_point or mask.dtype.is_complex:
-        raise TypeError(f"{op}: mask must be bool or integer 0/1, got {describe(mask)}; convert with .bool()")
-    check_token_tensor(op, "mask", mask, shape, like)
-
-
 def check_policy_tensors(
     op: str,
     like: Tensor,
@@ -159,80 +125,6 @@ def check_policy_tensors(
         raise ValueError(f"{op}: beta > 0 needs ref_logps, got beta={beta} and no ref_logps; pass them or set beta=0.0")
 
 
-def checked_mask(op: str, mask: Tensor) -> Tensor:
-    """Contiguous bool mask; the values of an integer mask may be checked. Runs inside the op implementations."""
-    if mask.dtype == torch.bool:
-        return mask.contiguous()
-    if values_are_checked(mask) and bool(((mask != 0) & (mask != 1)).any()):
-        received = mask[(mask != 0) & (mask != 1)][0].item()
-        raise ValueError(f"{op}: mask must hold 0 and 1 only, got {received}; pass mask.bool()")
-    return mask.ne(0).contiguous()
-
-
-def checked_mask_and_ids(op: str, token_ids: Tensor, mask: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Bool mask and int64 ids; their values may be checked, ids of masked tokens may be anything.
-
-    Runs inside the op implementations, because a check of values cannot be traced by torch.compile.
-    """
-    valid = checked_mask(op, mask)
-    if values_are_checked(mask):
-        wrong = valid & ((token_ids < 0) | (token_ids >= vocab_size))
-        if bool(wrong.any()):
-            received = token_ids[wrong][0].item()
-            raise ValueError(
-                f"{op}: token_ids must be in [0, {vocab_size}) on valid tokens, got {received}; mask such tokens"
-            )
-    return valid, token_ids.to(torch.int64).contiguous()
-
-
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """Dtype of the maths and of the per-token results for logits or hidden states of this dtype."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def token_weights(
-    mask: Tensor,
-    loss_type: str,
-    max_completion_length: int | None,
-    num_items: Tensor | float | None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Weight of every token in the loss, [B, T] of ``dtype``, 0 on masked tokens.
-
-    The weighted sum of the token losses equals TRL's normalisation before its division by the number of gradient
-    accumulation steps:
-
-    - ``grpo``: mean over each sequence, then over the sequences;
-    - ``bnpo``: mean over the valid tokens of the batch;
-    - ``dr_grpo``: sum over ``B * max_completion_length`` (the width T when it is not given);
-    - ``dapo``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
-    """
-    valid = (mask if mask.dtype == torch.bool else mask != 0).to(dtype)
-    if loss_type == "grpo":
-        return valid / (valid.sum(-1, keepdim=True).clamp(min=1.0) * max(mask.shape[0], 1))
-    if loss_type == "dr_grpo":
-        length = mask.shape[1] if max_completion_length is None else max_completion_length
-        return valid / max(mask.shape[0] * length, 1)
-    if loss_type == "dapo" and num_items is not None:
-        if isinstance(num_items, Tensor):
-            return valid / num_items.to(device=mask.device, dtype=dtype).clamp(min=1.0)
-        return valid / max(float(num_items), 1.0)
-    return valid / valid.sum().clamp(min=1.0)
-
-
-def check_normaliser(op: str, max_completion_length: int | None, num_items: Tensor | float | None) -> None:
-    """Reject lengths and counts that cannot normalise anything."""
-    if max_completion_length is not None and max_completion_length <= 0:
-        raise ValueError(
-            f"{op}: max_completion_length must be > 0, got {max_completion_length}; pass the trainer's limit"
-        )
-    if isinstance(num_items, Tensor):
-        if num_items.numel() != 1:
-            raise ValueError(f"{op}: num_items must be one number, got {describe(num_items)}; pass the token count")
-    elif num_items is not None and not num_items >= 0:
-        raise ValueError(f"{op}: num_items must be >= 0, got {num_items}; pass the number of valid tokens")
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B, T] values, already 0 on masked tokens, over the valid tokens; 0 when there is none."""
-    return values.sum() / mask.ne(0).sum().clamp(min=1)

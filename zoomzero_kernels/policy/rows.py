@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.policy import rows_eager as eager_rows
+from zoomzero_kernels.policy import rows_eager
 from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
-from zoomzero_kernels.triton_kernels import launch as kernel_launch
-from zoomzero_kernels.triton_kernels import policy_rows_launch as cuda_policy_rows
+from zoomzero_kernels.triton_kernels import launch, policy_rows_launch
 
 
 def back_end(logits: Tensor) -> str:
@@ -57,7 +56,7 @@ def policy_rows(
     """
     chosen = back_end(logits)
     if chosen == "eager":
-        return eager_rows.policy_rows(logits, token_ids, mask, advantages, weights, old_logps, ref_logps, options, grad)
+        return rows_eager.policy_rows(logits, token_ids, mask, advantages, weights, old_logps, ref_logps, options, grad)
     outputs = RowOutputs(*(_zeros(logits, *mask.shape) for _ in range(5)))
     target = None if grad is None else _unit_stride(grad)
     tensors = (
@@ -73,7 +72,7 @@ def policy_rows(
         numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp, float(options.unbiased_kl))
         _C.policy_rows(*tensors, options.temperature, numbers, outputs, target)
     else:
-        kernel_launch.run(cuda_policy_rows.policy_rows_launch(*tensors, options, outputs, target))
+        launch.run(policy_rows_launch.policy_rows_launch(*tensors, options, outputs, target))
     if grad is not None and target is not None and target is not grad:
         grad.copy_(target)
     return outputs
@@ -87,14 +86,14 @@ def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: floa
     """
     chosen = back_end(logits)
     if chosen == "eager":
-        return eager_rows.logp_rows(logits, token_ids, mask, temperature)
+        return rows_eager.logp_rows(logits, token_ids, mask, temperature)
     logps, entropy = (_zeros(logits, *mask.shape) for _ in range(2))
     normaliser = _zeros(logits, *mask.shape, 2)
     inputs = (_unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature)
     if chosen == "native":
         _C.logp_rows(*inputs, logps, entropy, normaliser)
     else:
-        kernel_launch.run(cuda_policy_rows.logp_rows_launch(*inputs, logps, entropy, normaliser))
+        launch.run(policy_rows_launch.logp_rows_launch(*inputs, logps, entropy, normaliser))
     return logps, entropy, normaliser
 
 
@@ -115,7 +114,7 @@ def logp_rows_backward(
     """
     chosen = back_end(logits)
     if chosen == "eager":
-        eager_rows.logp_rows_backward(
+        rows_eager.logp_rows_backward(
             logits, token_ids, mask, entropy, normaliser, grad_logps, grad_entropy, temperature, grad
         )
         return
@@ -133,4 +132,4 @@ def logp_rows_backward(
     if chosen == "native":
         _C.logp_rows_backward(*arguments)
     else:
-        kernel_launch.run(cuda_policy_rows.logp_rows_backward_launch(*arguments))
+        launch.run(policy_rows_launch.logp_rows_backward_launch(*arguments))

@@ -8,6 +8,19 @@ import torch
 from torch import Tensor
 
 
+def stored_scale(logits: Tensor, weights: Tensor) -> Tensor:
+    """Factor kept out of the stored gradient.
+
+    A float16 gradient of the normalised loss would underflow before a loss scaler multiplies it, so it is stored for
+    weights of at most 1 and scaled in the backward pass. Wider exponents need no such factor.
+    """
+    one = torch.ones((), dtype=torch.float32, device=logits.device)
+    if logits.dtype != torch.float16 or weights.numel() == 0:
+        return one
+    largest = weights.amax()
+    return torch.where(largest > 0, largest, one)
+
+
 def _graph_is_kept() -> bool:
     """Whether the running backward keeps its graph (retain_graph=True), so that the stored gradient is needed again."""
     return bool(torch._C._autograd._get_current_graph_task_keep_graph())

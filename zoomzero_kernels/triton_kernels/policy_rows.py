@@ -1,4 +1,4 @@
-"""The pass over rows of logits as Triton kernels: one program a token. Launched by policy_rows_launch.py.py.
+"""The pass over rows of logits as Triton kernels: one program a token. Launched by policy_rows_launch.py.
 
 Problem: for each valid token, log-sum-exp and entropy of its row of V logits, the terms of the clipped policy loss and
 the gradient of the logits. Parallelisation: one program a row, which loops over the row twice. Memory traffic: the
