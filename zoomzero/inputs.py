@@ -87,7 +87,7 @@ class VideoInputs:
         Args:
             video: an open video, or the path of one.
             question: the question's text.
-            options: 2 to 6 option texts, without letters.
+            options: 2 to 8 option texts, without letters.
             spans: None for the coarse pass over the whole video; for the zoom pass the spans (seconds) to look at,
                 merged and inside the video.
 

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from string import Template
 
-OPTION_LETTERS = "ABCDEF"
+# Benchmarks have up to eight options.
+OPTION_LETTERS = "ABCDEFGH"
 
 _THINKING = """Question: $question
 Options:

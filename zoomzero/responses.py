@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from zoomzero.prompts import OPTION_LETTERS
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -39,7 +41,9 @@ _NUMBER = rf"([+-]?(?:{_DIGITS}(?:\.(?:{_DECIMALS})?)?|\.{_DECIMALS})(?:[eE][+-]
 _PAIR = re.compile(rf"\s*(?:\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,?\s*\)|\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*,?\s*\])\s*")
 _STRICT_PAIR = rf"\({_DIGITS}(?:\.{_DECIMALS})?,\s*{_DIGITS}(?:\.{_DECIMALS})?\)"
 _STRICT_SPANS = re.compile(rf"\[{_STRICT_PAIR}(?:,\s*{_STRICT_PAIR}){{0,{MAX_SPANS - 1}}}\]")
-_STRICT_ANSWER = re.compile(r"[A-F]|\([A-F]\)")
+
+# Options that the published format check knows: A to F.
+PUBLISHED_NUM_OPTIONS = 6
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Response:
             such an element. It need not be a letter: a model may write anything.
         spans: evidence spans in seconds in the order written; empty when missing or not a list of pairs. Spans that end
             before they start are left out.
-        well_formed: the whole response has the format above, with a letter A to F and spans with 0 <= start <= end.
+        well_formed: the whole response has the format above, with the letter of an option, spans with
+            0 <= start <= end, and a line break between the elements.
         answer_chars, span_chars: what stands between the tags of the answer and the glue element, or None.
+        text: what was parsed.
     """
 
     thinking: str | None
@@ -62,20 +68,27 @@ class Response:
     well_formed: bool
     answer_chars: tuple[int, int] | None
     span_chars: tuple[int, int] | None
+    text: str = ""
 
 
-def parse(text: str, *, thinking: bool = True) -> Response:
+def parse(text: str, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_OPTIONS) -> Response:
     """Take a response apart; see Note [Which element counts] for missing and repeated tags.
 
     Args:
         text: the response, decoded with its tags.
         thinking: whether the prompt asked for a think element; decides `well_formed` and nothing else.
+        num_options: options of the question, whose letters are well formed; the published check allows A to F always.
 
     Raises:
         TypeError: `text` is not a string.
+        ValueError: `num_options` is out of range.
     """
     if not isinstance(text, str):
         raise TypeError(f"parse: text must be a string, got {type(text).__name__}; decode the tokens first")
+    if not 1 <= num_options <= len(OPTION_LETTERS):
+        raise ValueError(
+            f"parse: num_options must be 1 to {len(OPTION_LETTERS)}, got {num_options}; pass the number of options"
+        )
     think_end = text.rfind("</think>")
     after = 0 if think_end < 0 else think_end + len("</think>")
     answer_chars = _content(text, "answer", after)
@@ -84,10 +97,16 @@ def parse(text: str, *, thinking: bool = True) -> Response:
         thinking=_thinking(text, think_end),
         answer=None if answer_chars is None else bare_letter(text[slice(*answer_chars)]),
         spans=[] if span_chars is None else _parse_spans(text[slice(*span_chars)]),
-        well_formed=_is_well_formed(text, think_end if thinking else None, answer_chars, span_chars),
+        well_formed=_is_well_formed(text, think_end if thinking else None, answer_chars, span_chars, num_options),
         answer_chars=answer_chars,
         span_chars=span_chars,
+        text=text,
     )
+
+
+def parsed(response: str | Response) -> Response:
+    """The response taken apart, unless it is already."""
+    return response if isinstance(response, Response) else parse(response)
 
 
 def bare_letter(text: str) -> str:
@@ -134,14 +153,18 @@ def _parse_spans(text: str) -> list[Span]:
 
 
 def _is_well_formed(
-    text: str, think_end: int | None, answer_chars: tuple[int, int] | None, span_chars: tuple[int, int] | None
+    text: str,
+    think_end: int | None,
+    answer_chars: tuple[int, int] | None,
+    span_chars: tuple[int, int] | None,
+    num_options: int,
 ) -> bool:
-    """Whether the text is think element with a time, answer element, glue element, with only white space between them.
+    """Whether the text is think element with a time, answer element, glue element, each on lines of its own.
 
     think_end is None for the variant without thinking: then the think element must be absent. Every tag is found by
     position, never by a pattern with several open ends, so the check is linear in the text.
     """
-    if answer_chars is None or span_chars is None:
+    if answer_chars is None or span_chars is None or answer_chars[1] > span_chars[0]:
         return False
     if think_end is not None and not _thinks_well(text, think_end):
         return False
@@ -152,12 +175,15 @@ def _is_well_formed(
     behind_glue = text[span_chars[1] + len("</glue>") :]
     if (before_answer + between_answer_and_glue + behind_glue).strip():
         return False
-    if answer_chars[1] > span_chars[0] or not _STRICT_ANSWER.fullmatch(text, *answer_chars):
+    # A space or nothing between two elements is not the published format: it wants a line break.
+    gaps = [between_answer_and_glue] if think_end is None else [before_answer, between_answer_and_glue]
+    if not all("\n" in gap for gap in gaps):
         return False
-    if not _STRICT_SPANS.fullmatch(text, *span_chars):
+    answer = text[slice(*answer_chars)]
+    if answer not in {form for letter in OPTION_LETTERS[:num_options] for form in (letter, f"({letter})")}:
         return False
-    content = text[slice(*span_chars)]
-    return len(_parse_spans(content)) == content.count("(")
+    content = text[slice(*span_chars)].strip()
+    return bool(_STRICT_SPANS.fullmatch(content)) and len(_parse_spans(content)) == content.count("(")
 
 
 def _thinks_well(text: str, think_end: int) -> bool:
@@ -171,7 +197,9 @@ def _thinks_well(text: str, think_end: int) -> bool:
 # -- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def token_segments(token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+def token_segments(
+    token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTrainedTokenizerBase, response: Response | None = None
+) -> torch.Tensor:
     """Which tokens of a response carry the answer and which the spans.
 
     Works for any tokenizer: the ids are decoded (never encoded again, which may give other tokens than those sampled)
@@ -181,13 +209,15 @@ def token_segments(token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTraine
     Args:
         token_ids: [T] ids of the response, padding and end-of-sequence included.
         tokenizer: a transformers tokenizer, fast or slow.
+        response: these ids decoded with their special tokens and parsed, where the caller has it; end and padding
+            tokens behind it may be missing from its text.
 
     Returns:
         uint8 [T]: REST = 0, ANSWER = 1, SPAN = 2. With a missing, unclosed or empty element its set is empty; with
         repeated ones the element that `parse` reads counts (Note [Which element counts]).
 
     Raises:
-        ValueError: ids are not one-dimensional or negative.
+        ValueError: ids are not one-dimensional or negative, or the response is not theirs.
     """
     ids = token_ids.tolist() if isinstance(token_ids, torch.Tensor) else list(token_ids)
     if any(isinstance(token, list) for token in ids):
@@ -206,7 +236,13 @@ def token_segments(token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTraine
         return str(tokenizer.decode(ids[:count], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     text = decode(len(ids))
-    response = parse(text)
+    if response is None:
+        response = parse(text)
+    elif not text.startswith(response.text):
+        raise ValueError(
+            f"token_segments: response must be parsed from the text of token_ids, got {response.text!r:.80} for "
+            f"{text!r:.80}; decode with special tokens, or leave response out"
+        )
     # ANSWER is written last: a token that holds the letter and the start of the spans counts as the letter.
     for chars, segment in ((response.span_chars, SPAN), (response.answer_chars, ANSWER)):
         if chars is not None and chars[0] < chars[1]:

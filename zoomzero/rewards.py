@@ -10,57 +10,100 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from zoomzero import intervals
-from zoomzero.responses import bare_letter, parse
+from zoomzero.responses import PUBLISHED_NUM_OPTIONS, Response, bare_letter, parse, parsed
 
-# Weight with which each reward (rows: format, zoom, iou, answer) goes to each token set (columns: REST, ANSWER, SPAN):
-# every token gets (format + zoom) / 3, answer tokens answer / 3 besides, all others iou / 3.
+# Order of the rewards and of the token sets: rows and columns of every credit matrix, columns of the scores.
+REWARDS = ("format", "zoom", "iou", "answer")
+NUM_SEGMENTS = 3  # REST, ANSWER, SPAN
+
+# Weight with which each reward goes to each token set, as published: every token gets (format + zoom) / 3, answer
+# tokens answer / 3 besides, all others iou / 3.
 TOKEN_ADV_CREDIT = torch.tensor(
     [[1.0, 1.0, 1.0],
      [1.0, 1.0, 1.0],
      [1.0, 0.0, 1.0],
      [0.0, 1.0, 0.0]], dtype=torch.float32) / 3  # fmt: skip
 
+# Plain GRPO's total, ((answer + zoom)/2 + format + iou)/3, as a weight per reward.
+UNIFORM_WEIGHTS = (1 / 3, 1 / 6, 1 / 3, 1 / 6)
+# The same total where nothing is zoomed: (answer + format + iou)/3.
+UNIFORM_WEIGHTS_WITHOUT_ZOOM = (1 / 3, 0.0, 1 / 3, 1 / 3)
 
-def format_reward(text: str, *, thinking: bool = True) -> float:
+
+def format_reward(
+    response: str | Response, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_OPTIONS
+) -> float:
     """1 when the whole response has the format of `zoomzero.responses`, else 0.
 
-    thinking: whether the prompt asked for a think element; False demands the variant without one.
+    Args:
+        response: the response's text, or the text parsed; then the next two are those it was parsed with.
+        thinking: whether the prompt asked for a think element; False demands the variant without one.
+        num_options: options of the question (2 to 8); unless told the published check's letters A to F are allowed.
     """
-    return float(parse(text, thinking=thinking).well_formed)
+    if not isinstance(response, Response):
+        response = parse(response, thinking=thinking, num_options=num_options)
+    return float(response.well_formed)
 
 
-def iou_reward(text: str, spans: Iterable[Sequence[float]]) -> float:
+def iou_reward(response: str | Response, spans: Iterable[Sequence[float]]) -> float:
     """Intersection over union of the response's spans and the true spans (pairs of seconds); 0 when either is empty.
 
     Raises:
         ValueError: a true span is not a pair of finite numbers in order.
     """
-    return intervals.iou(parse(text).spans, spans)
+    return intervals.iou(parsed(response).spans, spans)
 
 
-def answer_reward(text: str, letter: str) -> float:
+def answer_reward(response: str | Response, letter: str) -> float:
     """1 when the answer element after the thinking is the true letter (with or without parentheses), else 0.
 
     Raises:
         ValueError: `letter` is not one letter A to Z.
     """
-    return float(parse(text).answer == _true_letter(letter, "answer_reward"))
+    return float(parsed(response).answer == _true_letter(letter, "answer_reward"))
 
 
-def zoom_reward(text: str, letter: str) -> float:
+def zoom_reward(response: str | Response, letter: str) -> float:
     """1 when the second answer, given from the zoomed frames, is the true letter, else 0; an empty one scores 0.
 
     Args:
-        text: a whole response with an answer element, or just the letter ("B", "(B)").
+        response: a whole response with an answer element, or just the letter ("B", "(B)"); text or parsed.
         letter: the true letter.
 
     Raises:
         ValueError: `letter` is not one letter A to Z.
     """
-    answer = parse(text).answer
-    return float((bare_letter(text) if answer is None else answer) == _true_letter(letter, "zoom_reward"))
+    taken = parsed(response)
+    answer = bare_letter(taken.text) if taken.answer is None else taken.answer
+    return float(answer == _true_letter(letter, "zoom_reward"))
+
+
+def credit_matrix(credit: str, *, zoom_reward: bool) -> Tensor:
+    """float32 [rewards, segments] for `token_advantages`.
+
+    credit: "token_adv" (the published sets) or "uniform" (every reward to every token, weighted as in plain GRPO);
+    zoom_reward False leaves the zoom reward out of either.
+    """
+    if credit == "uniform":
+        weights = UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM
+        return torch.tensor(weights)[:, None].expand(-1, NUM_SEGMENTS).contiguous()
+    matrix = TOKEN_ADV_CREDIT.clone()
+    if not zoom_reward:
+        matrix[REWARDS.index("zoom")] = 0.0
+    return matrix
+
+
+def informative_groups(rewards: Tensor, group_size: int) -> Tensor:
+    """Which groups online filtering keeps, bool [P]: answers not all right or all wrong, or an IoU that varies.
+
+    rewards float32 [P*G, 4] in the order of `REWARDS`, the G of a prompt next to each other.
+    """
+    grouped = rewards.view(-1, group_size, len(REWARDS))
+    varied = [grouped[..., REWARDS.index(name)] for name in ("answer", "iou")]
+    return torch.stack([column.amax(1) > column.amin(1) for column in varied]).any(0)
 
 
 def _true_letter(letter: str, op: str) -> str:

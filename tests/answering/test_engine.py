@@ -113,7 +113,7 @@ def test_bad_arguments_are_refused(engine: ZoomZero, clips: list[Clip], tmp_path
         engine.answer(path, question, OPTIONS, strategy="guess")
     with pytest.raises(ValueError, match="budget_tokens must be at least 1, got 0"):
         engine.answer(path, question, OPTIONS, budget_tokens=0)
-    with pytest.raises(ValueError, match="options must be 2 to 6 texts, got 0"):
+    with pytest.raises(ValueError, match="options must be 2 to 8 texts, got 0"):
         engine.answer(path, question, [])
     with pytest.raises(VideoError, match=r"absent\.mp4"):
         engine.answer(tmp_path / "absent.mp4", question, OPTIONS)

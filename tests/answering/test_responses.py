@@ -108,10 +108,33 @@ def test_lists_longer_than_the_limit_count_as_none() -> None:
     assert parse(f"<glue>[{', '.join([*pairs, '(1, 2)'])}]</glue>").spans == []
 
 
-@pytest.mark.parametrize("gap", ["", " ", "\n", "\n\n"])
+@pytest.mark.parametrize("gap", ["\n", "\n\n", " \n", "\n  ", "\r\n"])
 @pytest.mark.parametrize("letter", ["A", "F", "(C)"])
 def test_well_formed(gap: str, letter: str) -> None:
     assert parse(f"{THINK}{gap}<answer>{letter}</answer>{gap}<glue>[(1, 2.5), (3,3)]</glue>{gap}").well_formed
+    assert parse(f"{THINK}{gap}<answer>{letter}</answer>{gap}<glue>{gap}[(1, 2.5)]  </glue>").well_formed
+
+
+@pytest.mark.parametrize("gap", ["", " ", "\t", "   "])
+def test_elements_without_a_line_break_between_them_are_not_well_formed(gap: str) -> None:
+    assert not parse(f"{THINK}{gap}<answer>B</answer>\n<glue>[(1, 2)]</glue>").well_formed
+    assert not parse(f"{THINK}\n<answer>B</answer>{gap}<glue>[(1, 2)]</glue>").well_formed
+    assert not parse(f"<answer>B</answer>{gap}<glue>[(1, 2)]</glue>", thinking=False).well_formed
+    assert parse("<answer>B</answer>\n<glue>[(1, 2)]</glue>", thinking=False).well_formed
+
+
+@pytest.mark.parametrize(("letter", "num_options"), [("A", 1), ("B", 2), ("F", 6), ("H", 8), ("(G)", 7)])
+def test_letters_of_the_options_are_well_formed(letter: str, num_options: int) -> None:
+    text = f"{THINK}\n<answer>{letter}</answer>\n<glue>[(1, 2)]</glue>"
+    assert parse(text, num_options=num_options).well_formed
+    assert num_options == 1 or not parse(text, num_options=num_options - 1).well_formed
+    assert parse(text).well_formed is (letter in ("A", "B", "F"))
+
+
+@pytest.mark.parametrize("number", [0, -1, 9])
+def test_more_options_than_letters_are_refused(number: int) -> None:
+    with pytest.raises(ValueError, match=f"num_options must be 1 to 8, got {number}"):
+        parse(GOOD, num_options=number)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,6 @@ def test_well_formed(gap: str, letter: str) -> None:
         GOOD.replace(">B<", ">(B<"),
         GOOD.replace(">B<", "><"),
         GOOD.replace(">B<", ">B. a dog<"),
-        GOOD.replace("[(20.3", " [(20.3"),
         GOOD.replace("(20.3, 30.8)", "(30.8, 20.3)"),
         GOOD.replace("(20.3", "(-20.3"),
         GOOD.replace("44.5)]", "44.5),]"),
@@ -282,6 +304,9 @@ def test_token_sets_equal_the_slow_truth(tokenizer: PreTrainedTokenizerBase, tex
     assert segments.shape == (len(ids),)
     assert segments.tolist() == slow_truth(tokenizer, ids)
     assert segments[-3:].tolist() == [REST] * 3
+    # The same from a response that was parsed already, from the text with the end tokens or without them.
+    for kept in (ids, ids[:-3]):
+        assert token_segments(ids, tokenizer, parse(decode(tokenizer, kept))).tolist() == segments.tolist()
 
 
 def test_what_the_sets_hold(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -349,4 +374,6 @@ def test_errors() -> None:
         token_segments([3, -100], tokenizer)
     with pytest.raises(ValueError, match="token_ids must be the \\[T\\] ids of one response, got a batch"):
         token_segments(torch.zeros(2, 3, dtype=torch.int64), tokenizer)
+    with pytest.raises(ValueError, match="response must be parsed from the text of token_ids, got 'dog' for 'cat'"):
+        token_segments(tokenizer.encode("cat", add_special_tokens=False), tokenizer, parse("dog"))
     assert token_segments([], tokenizer).shape == (0,)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.places import GOLDEN
 
+from zoomzero.responses import parse
 from zoomzero.rewards import TOKEN_ADV_CREDIT, answer_reward, format_reward, iou_reward, zoom_reward
 
 GOOD = "<think>See <time>(1, 2)</time>.</think>\n<answer>B</answer>\n<glue>[(20.3, 30.8), (41.0, 44.5)]</glue>"
@@ -23,6 +24,12 @@ def test_golden(case: dict[str, Any]) -> None:
     # The authors look for the second answer inside the true letter, so that an empty one is "right". Ours is not.
     expected = 0.0 if case["zoom_response"] == "" else case["zoom"]
     assert zoom_reward(case["zoom_response"], case["answer_gt"]) == expected
+    # A response that was parsed already scores the same.
+    response = parse(text)
+    assert format_reward(response) == case["format"]
+    assert iou_reward(response, case["spans_gt"]) == pytest.approx(case["iou"], abs=1e-12)
+    assert answer_reward(response, case["answer_gt"]) == case["answer"]
+    assert zoom_reward(parse(case["zoom_response"]), case["answer_gt"]) == expected
 
 
 def test_golden_totals_follow_from_the_four_rewards() -> None:
@@ -45,6 +52,18 @@ def test_zoom_reward_is_zero_for_anything_but_the_letter(text: str) -> None:
 def test_zoom_reward_is_one_for_the_letter(text: str) -> None:
     assert zoom_reward(text, "B") == 1.0
     assert zoom_reward(text, "(B)") == 1.0
+
+
+def test_format_reward_knows_the_number_of_options_and_the_variant_without_thinking() -> None:
+    eighth = GOOD.replace(">B<", ">H<")
+    assert (format_reward(eighth), format_reward(eighth, num_options=8), format_reward(GOOD, num_options=2)) == (
+        0,
+        1,
+        1,
+    )
+    direct = GOOD[GOOD.index("<answer>") :]
+    assert (format_reward(direct), format_reward(direct, thinking=False)) == (0, 1)
+    assert format_reward(parse(direct, thinking=False)) == 1
 
 
 @pytest.mark.parametrize("letter", ["", " ", "()", "AB", "b", "A dog", "1"])

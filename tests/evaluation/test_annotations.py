@@ -39,7 +39,7 @@ def test_rows_become_samples(tmp_path: Path) -> None:
         ({"video": ""}, "row 1: 'video' must be a non-empty string"),
         ({"question": None}, "row 1: 'question' must be a non-empty string"),
         ({"options": "AB"}, "'options' must be a list of strings"),
-        ({"options": ["(A) x"]}, "'options' must be 2 to 6 texts, got 1"),
+        ({"options": ["(A) x"]}, "'options' must be 2 to 8 texts, got 1"),
         ({"options": ["(B) x", "(A) y"]}, r"option A is labelled \(B\)"),
         ({"answer": "(C)"}, r"'answer' must be the letter of one of the 2 options, got '\(C\)'"),
         ({"answer": "AB"}, "'answer' must be the letter of one"),

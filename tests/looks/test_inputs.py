@@ -109,8 +109,8 @@ def test_smuggled_special_tokens_are_refused(clip: Clip, processor: VideoInputs)
     ("question", "options", "message"),
     [
         ("  ", OPTIONS, "question must not be empty"),
-        ("what?", (), "options must be 2 to 6 texts, got 0"),
-        ("what?", tuple("ABCDEFG"), "options must be 2 to 6 texts, got 7"),
+        ("what?", (), "options must be 2 to 8 texts, got 0"),
+        ("what?", tuple("ABCDEFGHI"), "options must be 2 to 8 texts, got 9"),
     ],
 )
 def test_bad_questions_are_refused(

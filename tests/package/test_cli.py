@@ -116,7 +116,7 @@ def test_errors_are_one_clear_line(arguments: list[str], message: str, capsys: p
 
 def test_bad_question_is_one_clear_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["answer", _clip(folder), "what?", "--options", "only"]) == 1
-    assert "options must be 2 to 6 texts, got 1" in capsys.readouterr().err
+    assert "options must be 2 to 8 texts, got 1" in capsys.readouterr().err
 
 
 def test_help_is_fast_because_nothing_heavy_is_imported() -> None:

@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks import encoder as prompts_module
 from zoomzero.looks.encoder import PromptEncoder
+from zoomzero.responses import Response, parse
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, scoring
 from zoomzero.training import trainer as trainer_module
@@ -162,7 +163,7 @@ def _response(letter: str, spans: str) -> str:
     ],
 )
 def test_valid_spans(spans: str, expected: list[tuple[float, float]]) -> None:
-    assert valid_spans(_response("A", spans), 32.0) == expected
+    assert valid_spans(parse(_response("A", spans)), 32.0) == expected
 
 
 def test_rewards_and_zoom_pass(
@@ -355,7 +356,8 @@ def test_training_raises_the_reward(build: Build, monkeypatch: pytest.MonkeyPatc
     """A reward that any policy can learn, the share of capitals, with a second column that says nothing."""
     means: list[float] = []
 
-    def capitals(encoder: Any, scorer: Any, rows: list[Row], texts: list[str], size: int) -> scoring.Scores:
+    def capitals(encoder: Any, scorer: Any, rows: list[Row], responses: list[Response], size: int) -> scoring.Scores:
+        texts = [response.text for response in responses]
         share = torch.tensor([sum(char.isupper() for char in text) / max(1, len(text)) for text in texts])
         means.append(float(share.mean()))
         rewards = torch.stack((share, torch.rand(len(texts)), share, share), dim=1)

@@ -8,9 +8,9 @@ import torch
 from trl import GRPOTrainer
 
 from zoomzero.looks.cache import ByteBoundedCache
+from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts
 from zoomzero.training.config import UNSUPPORTED, ZoomZeroConfig
-from zoomzero.training.credit import credit_matrix, informative_groups
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 from zoomzero.training.trl_contract import ATTRIBUTES, require_attributes, require_hooks
 

@@ -177,7 +177,7 @@ class ZoomZero:
         Args:
             video: path of a video, or an open `Video` (which stays open).
             question: the question's text.
-            options: 2 to 6 option texts, without letters.
+            options: 2 to 8 option texts, without letters.
             strategy: "single" answers from the whole video alone; "coarse_to_fine" then looks again at the spans that
                 the first pass named, and answers from those frames.
             budget_tokens: visual tokens a pass; the checkpoint's own unless told.

@@ -13,7 +13,7 @@ def add(commands: Any) -> None:
     answer = commands.add_parser("answer", help="answer a multiple-choice question about a video")
     answer.add_argument("video", type=Path, help="the video file")
     answer.add_argument("question")
-    answer.add_argument("--options", nargs="+", required=True, metavar="TEXT", help="2 to 6 possible answers")
+    answer.add_argument("--options", nargs="+", required=True, metavar="TEXT", help="2 to 8 possible answers")
     answer.add_argument("--model", help="checkpoint; the tiny model of the package unless told")
     answer.add_argument("--strategy", default="coarse_to_fine", help="single or coarse_to_fine (%(default)s)")
     answer.add_argument("--budget-tokens", type=int, help="visual tokens a pass; the checkpoint's own unless told")
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     # Opened before the model is loaded: a wrong path should not take seconds to tell.
+    from zoomzero.prompts import OPTION_LETTERS
     from zoomzero.video import open_video
 
     with open_video(options.video) as video:
@@ -45,6 +46,6 @@ def run(options: argparse.Namespace) -> int:
     if answer.letter is None:
         print("answer: none (the response holds no letter of an option)")
     else:
-        text = options.options["ABCDEF".index(answer.letter)]
+        text = options.options[OPTION_LETTERS.index(answer.letter)]
         print(f"answer: ({answer.letter}) {text}, confidence {answer.confidence:.2f}")
     return 0

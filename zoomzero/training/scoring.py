@@ -11,10 +11,17 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from zoomzero import intervals
 from zoomzero.looks.encoder import Look, PreparedPrompt, PromptEncoder, through_tower
 from zoomzero.models.forward import next_token_logps
-from zoomzero.responses import parse
-from zoomzero.rewards import answer_reward, format_reward, iou_reward, zoom_reward
+from zoomzero.responses import Response, parse
+from zoomzero.rewards import (
+    REWARDS,
+    UNIFORM_WEIGHTS,
+    UNIFORM_WEIGHTS_WITHOUT_ZOOM,
+    answer_reward,
+    format_reward,
+    iou_reward,
+    zoom_reward,
+)
 from zoomzero.rollouts import Rollouts
-from zoomzero.training.credit import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM
 from zoomzero.video import VideoError
 
 
@@ -43,19 +50,19 @@ class Scores:
         return sum(not spans for spans in self.spans) / len(self.spans)
 
 
-def valid_spans(text: str, duration: float) -> list[tuple[float, float]]:
+def valid_spans(response: Response, duration: float) -> list[tuple[float, float]]:
     """The response's spans, merged and cut to [0, duration); empty if it names none there."""
-    return [span for span in intervals.clip(parse(text).spans, 0.0, duration) if span[0] < duration]
+    return [span for span in intervals.clip(response.spans, 0.0, duration) if span[0] < duration]
 
 
 def score(
     encoder: PromptEncoder,
     scorer: Qwen2_5_VLForConditionalGeneration | None,
     rows: Sequence[Mapping[str, Any]],
-    texts: Sequence[str],
+    responses: Sequence[str | Response],
     zoom_batch_size: int,
 ) -> Scores:
-    """Score responses `texts` [B] to the dataset rows `rows` [B] (a group's row repeated).
+    """Score responses [B], texts or taken apart already, to the dataset rows `rows` [B] (a group's row repeated).
 
     scorer: the model that answers the zoom pass, None to leave the zoom reward 0. Each distinct set of zoomed frames
     of a question is answered once, `zoom_batch_size` in a forward, with a single greedy token that must be the right
@@ -68,19 +75,20 @@ def score(
             durations[path] = encoder.video(path).duration
         except VideoError as error:
             unreadable[path] = error
-    spans = [valid_spans(text, durations[row["video"]]) for row, text in zip(rows, texts, strict=True)]
+    thinking = encoder.processor.settings.prompts.thinking
+    taken = [item if isinstance(item, Response) else parse(item, thinking=thinking) for item in responses]
+    spans = [valid_spans(response, durations[row["video"]]) for row, response in zip(rows, taken, strict=True)]
     zoom, num_prompts = [0.0] * len(rows), 0
     if scorer is not None:
         zoom, num_prompts = _zoom_rewards(encoder, scorer, rows, spans, zoom_batch_size, unreadable)
-    thinking = encoder.processor.settings.prompts.thinking
     rewards = [
         (
-            format_reward(text, thinking=thinking),
+            format_reward(response),
             zoomed,
-            iou_reward(text, _pairs(row["spans"])),
-            answer_reward(text, row["answer"]),
+            iou_reward(response, _pairs(row["spans"])),
+            answer_reward(response, row["answer"]),
         )
-        for row, text, zoomed in zip(rows, texts, zoom, strict=True)
+        for row, response, zoomed in zip(rows, taken, zoom, strict=True)
     ]
     return Scores(torch.tensor(rewards, dtype=torch.float32), spans, num_prompts, unreadable)
 

@@ -11,7 +11,7 @@ logits.
 import contextlib
 import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -24,16 +24,12 @@ from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.looks.encoder import PreparedPrompt, PromptEncoder, through_tower
 from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
 from zoomzero.models.segment_attention import use_segment_attention
-from zoomzero.responses import token_segments
+from zoomzero.responses import Response, parse, token_segments
+from zoomzero.rewards import REWARDS, credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, SamplingOptions
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
-from zoomzero.training.credit import (
-    REWARDS,
-    credit_matrix,
-    informative_groups,
-)
 from zoomzero.training.dataset import Rows, checked_dataset, frozen_copy, keywords
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 from zoomzero.training.packing import pack_groups, packed_hidden_states
@@ -171,16 +167,17 @@ class ZoomZeroTrainer(GRPOTrainer):
         """Rollouts and what the loss needs of them; None if the zoom pass could read none of the videos."""
         with self._phase("generation"):
             rollouts = self._sample(prompts, group_size)
-        texts = self._texts(rollouts)
+        responses = self._responses(rollouts)
         with self._phase("rewards"), self.accelerator.autocast():
             scorer = self._zoom_scorer() if self.args.zoom_reward else None
             repeated = [row for row in rows for _ in range(group_size)]
-            scores = score(self.encoder, scorer, repeated, texts, self.args.zoom_batch_size)
+            scores = score(self.encoder, scorer, repeated, responses, self.args.zoom_batch_size)
         if scores.unreadable:
             found = [scores.unreadable.get(row["video"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
             rows, prompts = self._skipping.readable(rows, found, training=self.model.training)
             kept = [index for index, row in enumerate(repeated) if row["video"] not in scores.unreadable]
-            rollouts, scores, texts = rollouts.select(kept), scores.select(kept), [texts[index] for index in kept]
+            rollouts, scores = rollouts.select(kept), scores.select(kept)
+            responses = [responses[index] for index in kept]
         if not rows:
             return None
         mask = rollouts.mask
@@ -190,13 +187,13 @@ class ZoomZeroTrainer(GRPOTrainer):
             informative = informative_groups(scores.rewards, group_size)
             mask = mask & informative.repeat_interleave(group_size).to(mask.device)[:, None]
             self._record("filtered_fraction", (~informative).float().mean())
-        advantages = self._advantages(scores, rollouts, mask, group_size)
+        advantages = self._advantages(scores, responses, rollouts, mask, group_size)
         ref_logps = None
         if self.beta > 0:
             with self._phase("reference"):
                 ref_logps = self._reference_logps(prompts, rollouts, group_size)
         self._log_rollouts(
-            rollouts, scores, texts, [row["question"] for row in rows for _ in range(group_size)], advantages
+            rollouts, scores, responses, [row["question"] for row in rows for _ in range(group_size)], advantages
         )
         return GroupBatch(
             prompts=prompts,
@@ -268,17 +265,23 @@ class ZoomZeroTrainer(GRPOTrainer):
             ]
         return join_rollouts(parts, options.pad_token_id)
 
-    def _texts(self, rollouts: Rollouts) -> list[str]:
-        """Decoded responses without end and padding tokens; tags stay, whether special tokens or not."""
+    def _responses(self, rollouts: Rollouts) -> list[Response]:
+        """Decoded responses, taken apart, without end and padding tokens; tags stay, whether special tokens or not."""
         ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
         rows = [[token for token in ids if token not in ends] for ids in rollouts.token_ids.tolist()]
-        return self._tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        thinking = self.encoder.processor.settings.prompts.thinking
+        return [parse(text, thinking=thinking) for text in texts]
 
-    def _advantages(self, scores: Scores, rollouts: Rollouts, mask: Tensor, group_size: int) -> Tensor:
+    def _advantages(
+        self, scores: Scores, responses: Sequence[Response], rollouts: Rollouts, mask: Tensor, group_size: int
+    ) -> Tensor:
         segments = torch.zeros(mask.shape, dtype=torch.uint8)
-        for row, (ids, keep) in enumerate(zip(rollouts.token_ids.cpu(), rollouts.mask.cpu(), strict=True)):
-            length = int(keep.sum())
-            segments[row, :length] = token_segments(ids[:length].tolist(), self._tokenizer)
+        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        for row, (ids, response) in enumerate(zip(rollouts.token_ids.tolist(), responses, strict=True)):
+            # The tokens that the response was decoded from, which a policy may mix with padding.
+            places = [place for place, token in enumerate(ids) if token not in ends]
+            segments[row, places] = token_segments([ids[place] for place in places], self._tokenizer, response)
         groups = torch.arange(len(mask)) // group_size
         return token_advantages(
             scores.rewards,
@@ -363,13 +366,18 @@ class ZoomZeroTrainer(GRPOTrainer):
         self._metrics["train" if self.model.training else "eval"][name].append(float(value))
 
     def _log_rollouts(
-        self, rollouts: Rollouts, scores: Scores, texts: list[str], questions: list[str], advantages: Tensor
+        self,
+        rollouts: Rollouts,
+        scores: Scores,
+        responses: Sequence[Response],
+        questions: list[str],
+        advantages: Tensor,
     ) -> None:
         for name, value in rollout_metrics(rollouts, scores, zoom_reward=self.args.zoom_reward).items():
             self._record(name, value)
         valid = rollouts.mask.sum(-1).clamp(min=1)
         self._logs["prompt"].extend(questions)
-        self._logs["completion"].extend(texts)
+        self._logs["completion"].extend(response.text for response in responses)
         self._logs["advantages"].extend((advantages.sum(-1) / valid).tolist())
         for column, name in enumerate(REWARDS):
             self._logs["rewards"][name].extend(scores.rewards[:, column].tolist())
