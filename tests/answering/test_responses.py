@@ -374,6 +374,6 @@ def test_errors() -> None:
         token_segments([3, -100], tokenizer)
     with pytest.raises(ValueError, match="token_ids must be the \\[T\\] ids of one response, got a batch"):
         token_segments(torch.zeros(2, 3, dtype=torch.int64), tokenizer)
-    with pytest.raises(ValueError, match="response must be parsed from the text of token_ids, got 'dog' for 'cat'"):
-        token_segments(tokenizer.encode("cat", add_special_tokens=False), tokenizer, parse("dog"))
+    with pytest.raises(ValueError, match="response must be parsed from the text of token_ids, got 'B' for 'A'"):
+        token_segments(tokenizer.encode("A", add_special_tokens=False), tokenizer, parse("B"))
     assert token_segments([], tokenizer).shape == (0,)
