@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
 EXTRAS := dev,train,video
-NATIVE := CMakeLists.txt $(wildcard csrc/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
+NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
 TYPED := zoomzero zoomzero_kernels build_backend
 

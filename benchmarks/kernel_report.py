@@ -79,14 +79,15 @@ def row(kernel: str, arch: int, threads: int, usage: dict[str, int], dynamic_sha
 
 
 def cuda_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    for source in sorted((CHECKOUT / "csrc").glob("*.cu")):
-        dynamic_shared = frame_resample_shared_bytes() if source.stem == "frame_resample" else 0
+    for source in sorted((CHECKOUT / "csrc").glob("*/cuda.cu")):
+        op = source.parent.name
+        dynamic_shared = frame_resample_shared_bytes() if op == "frame_resample" else 0
         for arch in ARCHITECTURES:
-            cubin = folder / f"{source.stem}_{arch}.cubin"
-            command = ["nvcc", "-std=c++17", "-cubin", f"-arch=sm_{arch}", f"-I{source.parent}"]
+            cubin = folder / f"{op}_{arch}.cubin"
+            command = ["nvcc", "-std=c++17", "-cubin", f"-arch=sm_{arch}", f"-I{CHECKOUT / 'csrc'}"]
             subprocess.run([*command, "-o", str(cubin), str(source)], check=True)
             for name, usage in resource_usage(cubin):
-                yield row(f"cuda {readable(name)}", arch, CUDA_THREADS[source.stem], usage, dynamic_shared)
+                yield row(f"cuda {readable(name)}", arch, CUDA_THREADS[op], usage, dynamic_shared)
 
 
 def triton_rows(folder: Path) -> Iterator[dict[str, Any]]:

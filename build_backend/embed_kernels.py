@@ -2,7 +2,7 @@
 
     python build_backend/embed_kernels.py FOLDER ARCHITECTURE...
 
-FOLDER receives the cubins and embedded_kernels_table.cpp; see csrc/embedded_kernels.h. Needs Triton, no GPU.
+FOLDER receives the cubins and embedded_kernels_table.cpp; see csrc/embedded_kernels/op.h. Needs Triton, no GPU.
 """
 
 import os
@@ -16,7 +16,7 @@ LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 
 def parameter_letters(compiled: Any, types: dict[str, str]) -> str:
-    """The kernel's parameters as csrc/embedded_kernels.h writes them, Triton's scratch pointers at the end included."""
+    """The kernel's parameters as csrc/embedded_kernels/op.h writes them, Triton's scratch pointers at the end included."""
     letters = "".join("p" if name.startswith("*") else LETTERS[name] for name in types.values())
     (parameters,) = re.findall(r"\.entry [^(]*\(([^)]*)\)", compiled.asm["ptx"])
     num_scratch = parameters.count(".param") - len(letters)
@@ -55,7 +55,7 @@ def main(folder: Path, architectures: list[int]) -> None:
     newline = "\n"
     (folder / "embedded_kernels_table.cpp").write_text(
         f"""// Written by build_backend/embed_kernels.py.
-#include "embedded_kernels.h"
+#include "embedded_kernels/op.h"
 
 __asm__(R"(
 .section .rodata

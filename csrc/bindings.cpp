@@ -1,7 +1,7 @@
 // The module zoomzero_kernels._C. Private: arguments are checked in the Python functions that call it.
 #include "bindings.h"
 
-#include "cpu_capability.h"
+#include "common/cpu_capability.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Native code of zoomzero_kernels. Private: call the functions of zoomzero_kernels instead.";

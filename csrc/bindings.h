@@ -1,4 +1,4 @@
-// One function an op: adds the op's entry points to the module. Defined in csrc/<op>_torch.cpp.
+// One function an op: adds the op's entry points to the module. Defined in csrc/<op>/bind.cpp.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>

@@ -291,7 +291,7 @@ KERNEL_SHAPES = [
 def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
     csrc = checkout / "csrc"
     return ptxhost.PtxModule.from_nvcc(
-        str(csrc / "frame_resample.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
+        str(csrc / "frame_resample" / "cuda.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
     )
 
 

@@ -178,7 +178,7 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
 def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
     csrc = checkout / "csrc"
     return ptxhost.PtxModule.from_nvcc(
-        str(csrc / "token_resample.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
+        str(csrc / "token_resample" / "cuda.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
     )
 
 

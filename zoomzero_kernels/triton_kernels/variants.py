@@ -2,7 +2,7 @@
 
 The run-time arguments of a kernel have fixed types (its annotations), so a variant is a kernel, the type of the logits
 where it reads any, and constants. The build compiles every variant for every CUDA architecture and embeds the machine
-code in ``zoomzero_kernels._C``; see csrc/embedded_kernels.h.
+code in ``zoomzero_kernels._C``; see csrc/embedded_kernels/op.h.
 
 The build loads this file on its own, before torch and the package can be imported, and the dispatch does without
 Triton: it imports neither.

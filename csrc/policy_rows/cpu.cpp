@@ -1,0 +1,120 @@
+// The terms of the policy loss for one row; the maths over the vocabulary is in rows.inl.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "policy_rows/op.h"
+
+namespace zoomzero {
+namespace {
+
+int64_t element_bytes(LogitType type) { return type == LogitType::kFloat32 ? 4 : 2; }
+
+const void* row_of(const LogitRows& rows, int64_t row) {
+  const int64_t offset = row / rows.num_tokens * rows.stride_sequence + row % rows.num_tokens * rows.stride_token;
+  return static_cast<const char*>(rows.logits) + offset * element_bytes(rows.type);
+}
+
+void* row_of(const GradientRows& grad, const LogitRows& rows, int64_t row) {
+  const int64_t offset = row / rows.num_tokens * grad.stride_sequence + row % rows.num_tokens * grad.stride_token;
+  return static_cast<char*>(grad.data) + offset * element_bytes(rows.type);
+}
+
+void clear_row(const GradientRows& grad, const LogitRows& rows, int64_t row) {
+  // All bits zero is the number 0 in every LogitType.
+  std::memset(row_of(grad, rows, row), 0, static_cast<size_t>(rows.vocab_size * element_bytes(rows.type)));
+}
+
+RowStatistics statistics_of(const LogitRows& rows, const RowMath& math, int64_t row) {
+  return math.statistics[static_cast<int32_t>(rows.type)](row_of(rows, row), rows.vocab_size, rows.inv_temperature);
+}
+
+double logp_of(const LogitRows& rows, const RowStatistics& statistics, int64_t row) {
+  const double z = scaled_logit(row_of(rows, row), rows.type, rows.token_ids[row], rows.inv_temperature);
+  return z - statistics.largest - statistics.log_sum;
+}
+
+struct PolicyTerms {
+  double loss;
+  double derivative;  // in logp
+  double kl;
+  bool clipped;
+};
+
+PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
+  const double advantage = p.advantages[row];
+  const double ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
+  const double unclipped = ratio * advantage;
+  // A NaN ratio stays NaN.
+  const double low = 1.0 - static_cast<double>(p.clip_low);
+  const double high = 1.0 + static_cast<double>(p.clip_high);
+  const double bounded = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
+  PolicyTerms terms{};
+  terms.clipped = bounded < unclipped;
+  terms.loss = -(terms.clipped ? bounded : unclipped);
+  terms.derivative = terms.clipped ? 0.0 : -unclipped;
+  if (p.ref_logps == nullptr) return terms;
+  const double delta = p.ref_logps[row] - logp;
+  const double growth = std::expm1(delta);
+  // An infinite estimate, which the clamp bounds, would become inf - inf.
+  const double kl = growth > 1e300 ? growth : growth - delta;
+  const bool outside = kl > p.kl_clamp;
+  terms.kl = outside ? p.kl_clamp : kl;
+  double slope = outside ? 0.0 : -growth;
+  if (p.unbiased_kl) {
+    // Inside the clamp kl - growth is -delta, which the subtraction would lose.
+    slope = ratio * (outside ? terms.kl : -delta);
+    terms.kl *= ratio;
+  }
+  if (p.beta > 0) {
+    terms.loss += p.beta * terms.kl;
+    terms.derivative += p.beta * slope;
+  }
+  return terms;
+}
+
+}  // namespace
+
+void policy_row_cpu(const PolicyRows& p, const RowMath& math, int64_t row) {
+  const bool wants_gradient = p.grad.data != nullptr;
+  if (!p.rows.mask[row]) {
+    if (wants_gradient) clear_row(p.grad, p.rows, row);
+    return;
+  }
+  const RowStatistics statistics = statistics_of(p.rows, math, row);
+  const double logp = logp_of(p.rows, statistics, row);
+  const PolicyTerms terms = policy_terms(p, logp, row);
+  p.loss[row] = static_cast<float>(terms.loss);
+  p.logps[row] = static_cast<float>(logp);
+  p.entropy[row] = static_cast<float>(statistics.entropy);
+  p.kl[row] = static_cast<float>(terms.kl);
+  p.clipped[row] = terms.clipped ? 1.0f : 0.0f;
+  if (!wants_gradient) return;
+  const double slope = terms.derivative * p.weights[row];
+  // Nothing to learn from this token: clipped, or no advantage. A row of NaN still shows in the loss of the token.
+  if (slope == 0) return clear_row(p.grad, p.rows, row);
+  const RowGradient gradient{p.rows.vocab_size,      p.rows.inv_temperature, statistics,
+                             p.rows.token_ids[row], slope,                  0.0};
+  math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
+}
+
+void logp_row_cpu(const LogpRows& p, const RowMath& math, int64_t row) {
+  if (!p.rows.mask[row]) return;
+  const RowStatistics statistics = statistics_of(p.rows, math, row);
+  p.logps[row] = static_cast<float>(logp_of(p.rows, statistics, row));
+  p.entropy[row] = static_cast<float>(statistics.entropy);
+  p.normaliser[2 * row] = static_cast<float>(statistics.largest);
+  p.normaliser[2 * row + 1] = static_cast<float>(statistics.log_sum);
+}
+
+void logp_row_backward_cpu(const LogpRowsBackward& p, const RowMath& math, int64_t row) {
+  const double slope = p.rows.mask[row] ? p.grad_logps[row] : 0.0;
+  const double entropy_slope = p.rows.mask[row] && p.grad_entropy != nullptr ? p.grad_entropy[row] : 0.0;
+  if (slope == 0 && entropy_slope == 0) return clear_row(p.grad, p.rows, row);
+  const RowStatistics statistics{p.normaliser[2 * row], p.normaliser[2 * row + 1], p.entropy[row]};
+  const RowGradient gradient{p.rows.vocab_size,      p.rows.inv_temperature, statistics,
+                             p.rows.token_ids[row], slope,                  entropy_slope};
+  math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
+}
+
+}  // namespace zoomzero
