@@ -1,12 +1,42 @@
 """A packed group gives the log-probabilities and gradients of the unpacked rows."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from support.tiny_qwen import COARSE, SHORT, VIDEO_TOKEN, ZOOM, full_row_logits, random_inputs, random_model
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-from zoomzero.models.encoding import encode_prompts
+from zoomzero.looks.encoder import PreparedPrompt
+from zoomzero.models.encoding import encode_prompts, prompt_positions
 from zoomzero.models.segment_attention import use_segment_attention
-from zoomzero.training.packing import pack_groups, packed_hidden_states
+from zoomzero.training.packing import PackedForward, pack_groups
+
+
+def _prepared(model: Model, inputs: Sequence[dict[str, Tensor]]) -> list[PreparedPrompt]:
+    """Prompts with their pixels, which the vision tower sees inside the forward."""
+    return [
+        PreparedPrompt(
+            item["input_ids"][0], prompt_positions(model, item), item["pixel_values_videos"], item["video_grid_thw"],
+            is_encoded=False,
+        )
+        for item in inputs
+    ]  # fmt: skip
+
+
+def _logps(model: Model, inputs: Sequence[dict[str, Tensor]], token_ids: Tensor, mask: Tensor) -> Tensor:
+    """Log-probabilities [P*G, T] of the completions from packed rows, by plain torch at the head."""
+
+    def at_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+        logps = torch.nn.functional.linear(hidden, head.weight).log_softmax(-1)
+        return logps.gather(-1, token_ids[..., None])[..., 0]
+
+    return PackedForward(model, model)(_prepared(model, inputs), token_ids, mask, at_head)
+
+
+def _hidden(model: Model, inputs: Sequence[dict[str, Tensor]], token_ids: Tensor, mask: Tensor) -> Tensor:
+    return PackedForward(model, model)(_prepared(model, inputs), token_ids, mask, lambda _, hidden: hidden)
 
 
 def _completions(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,9 +56,7 @@ def test_packed_equals_unpacked_in_logps_and_all_gradients(attention: str) -> No
     token_ids, mask = _completions(lengths)
     weights = torch.randn(token_ids.shape, generator=torch.Generator().manual_seed(1)) * mask
 
-    packed = pack_groups(encode_prompts(model, inputs), token_ids, mask, video_token_id=VIDEO_TOKEN)
-    logps = model.lm_head(packed_hidden_states(model, packed)).log_softmax(-1)
-    logps = logps.gather(-1, token_ids[..., None])[..., 0]
+    logps = _logps(model, inputs, token_ids, mask)
     (logps * weights).sum().backward()
     packed_grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -66,16 +94,13 @@ def test_a_sampled_video_placeholder_is_text() -> None:
     token_ids[0, 2] = VIDEO_TOKEN
     packed = pack_groups(prompts, token_ids, mask, video_token_id=VIDEO_TOKEN)
     assert int(packed.is_video.sum()) == prompts[0].features.shape[0]
-    assert bool(packed_hidden_states(model, packed).isfinite().all())
+    assert bool(_hidden(model, [random_inputs(ZOOM)], token_ids, mask).isfinite().all())
 
 
 def test_all_masked_completions_are_finite() -> None:
     model = random_model()
-    prompts = encode_prompts(model, [random_inputs(ZOOM)])
-    packed = pack_groups(
-        prompts, torch.zeros(3, 4, dtype=torch.long), torch.zeros(3, 4, dtype=torch.bool), video_token_id=VIDEO_TOKEN
-    )
-    hidden = packed_hidden_states(model, packed)
+    nothing = torch.zeros(3, 4, dtype=torch.long)
+    hidden = _hidden(model, [random_inputs(ZOOM)], nothing, nothing.bool())
     assert hidden.shape == (3, 4, 96)
     assert bool(hidden.isfinite().all())
 
@@ -98,10 +123,8 @@ def test_packed_on_the_gpu_equals_the_cpu() -> None:
 
     def logps(device: str) -> torch.Tensor:
         model.to(device)
-        packed = pack_groups(
-            encode_prompts(model, inputs), token_ids.to(device), mask.to(device), video_token_id=VIDEO_TOKEN
-        )
-        every = model.lm_head(packed_hidden_states(model, packed)).log_softmax(-1)
-        return (every.gather(-1, token_ids.to(device)[..., None])[..., 0] * mask.to(device)).detach().cpu()
+        moved = [{name: tensor.to(device) for name, tensor in item.items()} for item in inputs]
+        found = _logps(model, moved, token_ids.to(device), mask.to(device))
+        return (found * mask.to(device)).detach().cpu()
 
     torch.testing.assert_close(logps("cuda"), logps("cpu"), rtol=1e-3, atol=1e-3)

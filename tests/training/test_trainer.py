@@ -17,9 +17,11 @@ from zoomzero.looks import encoder as prompts_module
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.responses import Response, parse
 from zoomzero.synthetic import tiny_model, tiny_processor
-from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, scoring
+from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect, scoring
 from zoomzero.training import trainer as trainer_module
 from zoomzero.training.groups import GroupBatch
+from zoomzero.training.loss import group_logps
+from zoomzero.training.packing import PackedForward
 from zoomzero.training.scoring import score, valid_spans
 from zoomzero_kernels.reference import grpo_loss
 
@@ -75,7 +77,7 @@ def varied_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
             torch.rand(scores.rewards.shape, generator=generator), scores.spans, scores.num_zoom_prompts
         )
 
-    monkeypatch.setattr(trainer_module, "score", varied)
+    monkeypatch.setattr(collect, "score", varied)
 
 
 def _encoder(processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, **changes: Any) -> PromptEncoder:
@@ -274,8 +276,7 @@ def test_the_loss_sees_the_policy_that_generated(build: Build, varied_rewards: N
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer._prepare_inputs([row for row in trainer.train_dataset.select([0, 2]) for _ in range(4)])
     groups = batch["groups"]
-    hidden = trainer._hidden_states(trainer._policy(), groups.prompts, groups.token_ids, groups.mask).detach()
-    logps = trainer.model.lm_head(hidden).detach().log_softmax(-1).gather(-1, groups.token_ids[..., None])[..., 0]
+    logps = group_logps(PackedForward(trainer.model, trainer.model), groups, trainer.temperature).detach()
     gap = ((logps - groups.old_logps) * groups.mask).abs().max()
     assert float(gap) < 2e-5
     # The reference is the start model, which the policy still is.
@@ -363,7 +364,7 @@ def test_training_raises_the_reward(build: Build, monkeypatch: pytest.MonkeyPatc
         rewards = torch.stack((share, torch.rand(len(texts)), share, share), dim=1)
         return scoring.Scores(rewards, [[] for _ in texts], 0)
 
-    monkeypatch.setattr(trainer_module, "score", capitals)
+    monkeypatch.setattr(collect, "score", capitals)
     trainer = build(max_steps=30, num_generations=8, per_device_train_batch_size=32, learning_rate=3e-3, beta=0.0)
     trainer.train()
     start, end = sum(means[:3]) / 3, sum(means[-3:]) / 3
@@ -372,8 +373,8 @@ def test_training_raises_the_reward(build: Build, monkeypatch: pytest.MonkeyPatc
 
 def test_iterations_reuse_the_rollouts(build: Build, varied_rewards: None, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    real = trainer_module.generate
-    monkeypatch.setattr(trainer_module, "generate", lambda *a: calls.append(1) or real(*a))
+    real = collect.generate
+    monkeypatch.setattr(collect, "generate", lambda *a: calls.append(1) or real(*a))
     trainer = build(num_iterations=3, max_steps=6)
     trainer.train()
     assert len(calls) == 2
@@ -390,8 +391,9 @@ def test_without_zoom_reward_and_kl_there_is_no_reference(build: Build, varied_r
 def test_the_policy_can_score_its_own_zoom(build: Build) -> None:
     trainer = build(zoom_scorer="policy", beta=0.0)
     assert trainer.reference is None
-    assert trainer._zoom_scorer() is trainer.model
-    assert build(zoom_scorer="reference")._zoom_scorer() is not trainer.model
+    assert trainer._collector._zoom_scorer(trainer.model) is trainer.model
+    other = build(zoom_scorer="reference")
+    assert other._collector._zoom_scorer(other.model) is other.reference
 
 
 def test_truncated_responses_leave_the_loss_when_asked(build: Build) -> None:
@@ -408,7 +410,7 @@ def test_uninformative_groups_leave_the_loss_when_asked(build: Build, monkeypatc
     trainer = build(online_filter=True)
     trainer.model.train()
     rewards = torch.tensor([[0, 0, 0, 1.0]] * 4 + [[0, 0, 0, 1.0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
-    monkeypatch.setattr(trainer_module, "score", lambda *a, **k: scoring.Scores(rewards, [[]] * 8, 0))
+    monkeypatch.setattr(collect, "score", lambda *a, **k: scoring.Scores(rewards, [[]] * 8, 0))
     groups = trainer._generate_and_score_completions(
         [row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)]
     )["groups"]

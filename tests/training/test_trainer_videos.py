@@ -20,8 +20,7 @@ from zoomzero.inputs import EncodedVideo, VideoInputs
 from zoomzero.looks.read_ahead import THREAD_NAME, ReadAhead, ReadVideo, Reserve
 from zoomzero.looks.videos import VideoStore
 from zoomzero.synthetic import tiny_model, tiny_processor
-from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
-from zoomzero.training import trainer as trainer_module
+from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect
 from zoomzero.video import Video, VideoError, guarded, open_video
 from zoomzero.video.memory import DecodedVideo
 
@@ -236,7 +235,7 @@ def test_the_next_batch_is_read_while_the_model_works(
     trainer = build(data)
     read = {row["video"]: threading.Event() for row in data}
     threads: list[str] = []
-    encode, generate = VideoInputs.encode, trainer_module.generate
+    encode, generate = VideoInputs.encode, collect.generate
     following = iter([row["video"] for row in data[1:]])
 
     def watched(self: VideoInputs, video: Video, plan: FramePlan) -> EncodedVideo:
@@ -252,7 +251,7 @@ def test_the_next_batch_is_read_while_the_model_works(
         return generate(*args)
 
     monkeypatch.setattr(VideoInputs, "encode", watched)
-    monkeypatch.setattr(trainer_module, "generate", waiting)
+    monkeypatch.setattr(collect, "generate", waiting)
     trainer.train()
     assert trainer.state.global_step == 3
     # Every clip's coarse frames were made once; all but the first certainly in the background.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zoomzero.models.head import HeadProbe
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
 from zoomzero_kernels.policy.weights import LOSS_TYPES
 
@@ -32,47 +33,13 @@ _MODEL_INPUTS = (
 _LUSPO = "luspo"
 
 
-class HeadProbe:
-    """Takes the hidden states that reach a language-model head, and lets the head see one position a sequence only.
-
-    Note [Inside the head]: the loss is computed in a hook of the head, while the model's own forward runs. There the
-    wrappers' work is done (PEFT's adapters, DDP, sharded weights gathered), and the logits of all positions are never
-    made. The last position, which predicts nothing, still passes through, so that the output shows whether the model
-    changes its logits after the head (a scale, a soft cap), which a loss computed in front of it would miss.
-    """
-
-    def __init__(self, head: torch.nn.Linear, loss: Any) -> None:
-        self._head, self._loss = head, loss
-        self.output: GRPOLossOutput | None = None
-        self.last_logits: Tensor | None = None
-
-    def _before(self, head: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor]:
-        (hidden,) = arguments
-        self.output = self._loss(head, hidden)
-        return (hidden[:, -1:],)
-
-    def _after(self, head: torch.nn.Module, arguments: tuple[Any, ...], logits: Tensor) -> None:
-        self.last_logits = logits.detach()
-
-    def __enter__(self) -> HeadProbe:
-        self._handles = [
-            self._head.register_forward_pre_hook(self._before),
-            self._head.register_forward_hook(self._after),
-        ]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
 class FusedGRPOLossMixin:
     """Replaces ``GRPOTrainer._compute_loss``; put it before GRPOTrainer in the bases.
 
     With a plain linear head the loss is ``linear_grpo_loss`` on the hidden states in front of it, and the logits are
-    never held; see Note [Inside the head]. With any other head, and for models that change their logits after it, the
-    model's own logits go through ``grpo_loss``, which reuses their memory for their gradient. Options of GRPOConfig
-    that the fused loss does not have raise ValueError.
+    never held; see Note [Inside the head] in models/head.py. With any other head, and for models that change their
+    logits after it, the model's own logits go through ``grpo_loss``, which reuses their memory for their gradient.
+    Options of GRPOConfig that the fused loss does not have raise ValueError.
     """
 
     # Whether the head's output is what the model returns; None until the first batch has shown it.

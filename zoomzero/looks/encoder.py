@@ -60,6 +60,11 @@ class PreparedPrompt:
     grid_thw: Tensor
     is_encoded: bool
 
+    @property
+    def next_position(self) -> int:
+        """Position of the first token after the prompt."""
+        return EncodedPrompt(self.input_ids, self.position_ids, self.visual).next_position
+
 
 @dataclass(frozen=True)
 class _Frames:

@@ -140,6 +140,17 @@ class ZoomZeroConfig(GRPOConfig):
                 "torchrun or accelerate"
             )
 
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether some micro-batch is trained after the weights that generated it have changed (TRL's own rule)."""
+        return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
+
+    @property
+    def n_gpu(self) -> int:
+        """GPUs of this process: one. transformers would split a batch over all it sees (DataParallel), and a packed
+        row's positions [3, rows, length] along the wrong axis."""
+        return min(super().n_gpu, 1)
+
     def _check_choices(self) -> None:
         for name, choices in (
             ("credit", CREDITS),

@@ -1,11 +1,9 @@
-"""What the trainer's constructor prepares: the dataset checked, the reference copied."""
+"""The training data: what a row must hold."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import Qwen2_5_VLForConditionalGeneration
 
 COLUMNS = ("video", "question", "options", "answer", "spans")
 
@@ -15,17 +13,6 @@ Rows = Sequence[Mapping[str, Any]]
 def keywords(value: dict[str, Any] | str | None) -> dict[str, Any]:
     """model_init_kwargs as the configuration holds them: TRL also takes JSON text, and has parsed it by now."""
     return dict(value) if isinstance(value, dict) else {}
-
-
-def frozen_copy(model: Qwen2_5_VLForConditionalGeneration, *, share_vision: bool) -> Qwen2_5_VLForConditionalGeneration:
-    """The model as it is now, without gradients; a vision tower that is not trained is shared, not copied."""
-    visual = model.model.visual
-    memo: dict[int, Any] = {id(visual): visual} if share_vision else {}
-    frozen = copy.deepcopy(model, memo)
-    for name, parameter in frozen.named_parameters():
-        if not (share_vision and name.startswith("model.visual.")):
-            parameter.requires_grad_(False)
-    return frozen.eval()
 
 
 def checked_dataset(dataset: Dataset | Rows, name: str) -> Dataset:

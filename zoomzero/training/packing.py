@@ -8,32 +8,50 @@ token predicts nothing and is left out. The first token of every completion is p
 position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.models.encoding import EncodedPrompt, embed_tokens
+from zoomzero.looks.encoder import PreparedPrompt, through_tower
+from zoomzero.models.encoding import embed_tokens
 from zoomzero.models.forward import additive_mask
+from zoomzero.models.head import HeadProbe
+
+
+class Prompt(Protocol):
+    """What a packed row holds of a prompt: `PreparedPrompt` and `EncodedPrompt` both have it."""
+
+    @property
+    def input_ids(self) -> Tensor:
+        """int64 [L], video placeholders included."""
+
+    @property
+    def position_ids(self) -> Tensor:
+        """int64 [3, L]."""
+
+    @property
+    def next_position(self) -> int:
+        """Position of a completion's first token."""
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """P packed rows of length L holding P * G completions of at most T tokens.
-
-    input_ids int64 [P, L]; position_ids int64 [3, P, L]; attention_mask bool [P, 1, L, L]; is_video bool [P, L];
-    features: the prompts' video features; predictors int64 [P, G, T]: the place in the row whose hidden state predicts
-    token t of completion g (0 for padding).
-    """
+    """P packed rows of length L holding P * G completions of at most T tokens."""
 
     input_ids: Tensor
+    """int64 [P, L]."""
     position_ids: Tensor
+    """int64 [3, P, L]."""
     attention_mask: Tensor
+    """bool [P, 1, L, L], true where a token sees another."""
     is_video: Tensor
-    features: list[Tensor]
+    """bool [P, L]: the places of video features."""
     predictors: Tensor
+    """int64 [P, G, T]: the place in the row whose hidden state predicts token t of completion g, 0 for padding."""
 
     @property
     def num_tokens(self) -> int:
@@ -41,9 +59,7 @@ class PackedGroups:
         return self.input_ids.numel()
 
 
-def pack_groups(
-    prompts: Sequence[EncodedPrompt], token_ids: Tensor, mask: Tensor, *, video_token_id: int
-) -> PackedGroups:
+def pack_groups(prompts: Sequence[Prompt], token_ids: Tensor, mask: Tensor, *, video_token_id: int) -> PackedGroups:
     """Pack P prompts and their completions, G consecutive rows of `token_ids` a prompt, into P rows.
 
     token_ids int64 [P*G, T]; mask bool [P*G, T]: true for a completion's tokens, which must come first in their row.
@@ -88,7 +104,6 @@ def pack_groups(
         position_ids=position_ids,
         attention_mask=_shared_prefix_mask(segments),
         is_video=is_video,
-        features=[prompt.features for prompt in prompts],
         predictors=_predictors(prompt_lengths, offsets, kept, num_steps),
     )
 
@@ -110,20 +125,57 @@ def _predictors(prompt_lengths: Tensor, offsets: Tensor, kept: Tensor, num_steps
     return places.where(steps <= kept[..., None], 0)
 
 
-def packed_hidden_states(model: Qwen2_5_VLForConditionalGeneration, packed: PackedGroups) -> Tensor:
-    """Hidden states [P*G, T, D] that predict the completions' tokens: lm_head of [:, t] gives token t's distribution.
+# From the head and the hidden states [P*G, T, D] that predict the completions' tokens to what leaves the forward.
+AtHead = Callable[[torch.nn.Linear, Tensor], Tensor]
 
-    Places of padding hold an unrelated hidden state; the caller's mask must cover them. Gradients flow to the language
-    model and, through the features, to the vision tower.
+
+@dataclass(frozen=True)
+class PackedForward:
+    """Packed rows through a model's own forward.
+
+    Note [The wrapped forward]: what wraps a model (DDP, FSDP2, accelerate's autocast) does its work around the
+    module's forward and looks at what comes out of it. So the whole way from token ids to the loss runs inside one
+    call of the wrapped module: one hook puts the video features (from a trained vision tower, with its gradients) in
+    their places where the forward begins, another takes the hidden states at the head, and what is computed there
+    leaves the forward in place of the logits.
     """
-    embeds = embed_tokens(model, packed.input_ids, packed.is_video, packed.features)
-    outputs = model.model.language_model(
-        inputs_embeds=embeds,
-        position_ids=packed.position_ids,
-        attention_mask=additive_mask(model, packed.attention_mask),
-        use_cache=False,
-    )
-    num_groups, num_rollouts, num_steps = packed.predictors.shape
-    index = packed.predictors.view(num_groups, -1, 1)
-    hidden = outputs.last_hidden_state.take_along_dim(index, dim=1)
-    return hidden.view(num_groups * num_rollouts, num_steps, -1)
+
+    model: torch.nn.Module
+    """What is called: `core`, or what wraps it."""
+    core: Qwen2_5_VLForConditionalGeneration
+    """The model itself, inside."""
+
+    def __call__(self, prompts: Sequence[PreparedPrompt], token_ids: Tensor, mask: Tensor, at_head: AtHead) -> Tensor:
+        """What `at_head` makes of the head and of the hidden states [P*G, T, D], in the head's dtype.
+
+        token_ids int64 [P*G, T], mask bool [P*G, T] as for `pack_groups`. lm_head of [:, t] gives token t's
+        distribution; places of padding hold an unrelated hidden state, which the mask must cover. Gradients flow to
+        the language model and, where `prompts` hold pixels, to the vision tower.
+        """
+        core = self.core
+        packed = pack_groups(prompts, token_ids, mask, video_token_id=core.config.video_token_id)
+
+        def with_videos(_: torch.nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            features = [prompt.features for prompt in through_tower(core, prompts)]
+            embeds = embed_tokens(core, packed.input_ids, packed.is_video, features)
+            return arguments, {**options, "input_ids": None, "inputs_embeds": embeds}
+
+        def at_predictors(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+            num_groups, num_rollouts, num_steps = packed.predictors.shape
+            states = hidden.take_along_dim(packed.predictors.view(num_groups, -1, 1), dim=1)
+            states = states.view(num_groups * num_rollouts, num_steps, -1)
+            with torch.autocast(hidden.device.type, enabled=False):
+                return at_head(head, states.to(head.weight.dtype))
+
+        handle = core.model.register_forward_pre_hook(with_videos, with_kwargs=True)
+        try:
+            with HeadProbe(core.lm_head, at_predictors, leaves=lambda result: result):
+                output = self.model(
+                    input_ids=packed.input_ids,
+                    position_ids=packed.position_ids,
+                    attention_mask=additive_mask(core, packed.attention_mask),
+                    use_cache=False,
+                )
+        finally:
+            handle.remove()
+        return cast(Tensor, output.logits)

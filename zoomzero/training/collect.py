@@ -1,0 +1,238 @@
+"""One generation batch: rows -> prompts -> rollouts -> scores -> advantages -> the groups that the loss takes.
+
+Note [Where a step's work goes]
+TRL keeps the loop (sampling of rows, gradient accumulation, optimizer, checkpoints, logs). A step's work is ours and
+is done once per group, not once per rollout: frames are decoded and (frozen tower) encoded once and cached; the prompt
+is prefilled once and its keys are shared; the zoom pass answers each distinct set of zoomed frames once; the
+reference's and the policy's log-probabilities run on packed rows; the loss goes from hidden states to gradients without
+holding logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from zoomzero.looks.encoder import PreparedPrompt, PromptEncoder, through_tower
+from zoomzero.responses import Response, parse, token_segments
+from zoomzero.rewards import credit_matrix, informative_groups
+from zoomzero.rollouts import Rollouts, SamplingOptions
+from zoomzero.rollouts.shared_prompt import generate
+from zoomzero.skipping import Skipping
+from zoomzero.training.config import ZoomZeroConfig
+from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
+from zoomzero.training.loss import group_logps
+from zoomzero.training.metrics import Metrics
+from zoomzero.training.packing import PackedForward
+from zoomzero.training.scoring import Scores, rollout_metrics, score
+from zoomzero_kernels import token_advantages
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownResponses:
+    """Responses with what they are to be shown with: question, text, rewards and mean advantage of each."""
+
+    questions: list[str]
+    """Of the row that each response answers."""
+    texts: list[str]
+    """Decoded, tags included, without end and padding tokens."""
+    rewards: Tensor
+    """float32 [B, 4] in the order of `REWARDS`."""
+    advantages: list[float]
+    """Mean over the tokens of each response."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """A generation batch."""
+
+    groups: GroupBatch
+    """What the loss takes; empty if no video could be read."""
+    metrics: Metrics
+    """Figures to log."""
+    responses: ShownResponses | None
+    """The responses as texts, None for an empty batch."""
+
+
+class Collector:
+    """Makes generation batches from dataset rows.
+
+    Args:
+        config: the trainer's settings.
+        accelerator: of the trainer; for its device and mixed precision.
+        encoder: turns rows into prompts.
+        skipping: where unreadable videos are written down.
+        reference: the frozen start model, None where nothing needs it.
+        end_token_ids: tokens that end a response.
+    """
+
+    def __init__(
+        self,
+        config: ZoomZeroConfig,
+        accelerator: Accelerator,
+        encoder: PromptEncoder,
+        skipping: Skipping,
+        reference: Qwen2_5_VLForConditionalGeneration | None,
+        end_token_ids: Sequence[int],
+    ) -> None:
+        if config.beta > 0 and reference is None:
+            raise ValueError(
+                f"Collector: beta > 0 needs the reference model, got beta={config.beta} and none; pass the start model"
+            )
+        self._config, self._accelerator = config, accelerator
+        self._encoder, self._skipping, self._reference = encoder, skipping, reference
+        self._tokenizer = encoder.processor.tokenizer
+        self._end_token_ids = tuple(end_token_ids)
+        self._credit = credit_matrix(config.credit, zoom_reward=config.zoom_reward)
+
+    @torch.no_grad()
+    def collect(
+        self, inputs: Sequence[Row], policy: Qwen2_5_VLForConditionalGeneration, group_size: int, *, training: bool
+    ) -> Collected:
+        """The batch of `inputs`, in which each row stands `group_size` times in a run.
+
+        A group whose video cannot be read is left out; the batch may be empty for it.
+
+        Raises:
+            VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
+        """
+        metrics = Metrics()
+        all_rows = group_rows(inputs, group_size)
+        with metrics.phase("frames"):
+            found = self._encoder.prepare_coarse(all_rows)
+        rows, prompts = self._skipping.readable(all_rows, found, training=training)
+        groups, responses = GroupBatch.empty(self._accelerator.device), None
+        if rows:
+            groups, responses = self._scored_groups(rows, prompts, policy, group_size, metrics, training=training)
+        self._encoder.end_batch(all_rows)
+        metrics["skipped_fraction"] = 1 - len(groups.prompts) / len(all_rows)
+        metrics["num_skipped"] = self._skipping.num_skipped(training=training)
+        return Collected(groups, metrics, responses)
+
+    def _scored_groups(
+        self,
+        rows: list[Row],
+        prompts: list[PreparedPrompt],
+        policy: Qwen2_5_VLForConditionalGeneration,
+        group_size: int,
+        metrics: Metrics,
+        *,
+        training: bool,
+    ) -> tuple[GroupBatch, ShownResponses | None]:
+        """Rollouts and what the loss needs of them; an empty batch if the zoom pass could read none of the videos."""
+        with metrics.phase("generation"):
+            rollouts = self._sample(policy, prompts, group_size)
+        responses = self._responses(rollouts)
+        repeated = [row for row in rows for _ in range(group_size)]
+        with metrics.phase("rewards"), self._accelerator.autocast():
+            scorer = self._zoom_scorer(policy) if self._config.zoom_reward else None
+            scores = score(self._encoder, scorer, repeated, responses, self._config.zoom_batch_size)
+        if scores.unreadable:
+            found = [scores.unreadable.get(row["video"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
+            rows, prompts = self._skipping.readable(rows, found, training=training)
+            kept = [index for index, row in enumerate(repeated) if row["video"] not in scores.unreadable]
+            rollouts, scores = rollouts.select(kept), scores.select(kept)
+            responses = [responses[index] for index in kept]
+        if not rows:
+            return GroupBatch.empty(self._accelerator.device), None
+        mask = self._trained_tokens(rollouts, scores, group_size, metrics)
+        advantages = self._advantages(scores, responses, rollouts, mask, group_size)
+        groups = GroupBatch(
+            prompts=prompts,
+            token_ids=rollouts.token_ids,
+            mask=mask,
+            advantages=advantages,
+            old_logps=rollouts.logps if self._config.is_off_policy else None,
+            ref_logps=None,
+            num_items=int(mask.sum()),
+        )
+        if self._config.beta > 0 and self._reference is not None:
+            with metrics.phase("reference"):
+                logps = self._reference_logps(self._reference, groups, rollouts.mask)
+            groups = dataclasses.replace(groups, ref_logps=logps)
+        metrics |= rollout_metrics(rollouts, scores, zoom_reward=self._config.zoom_reward)
+        means = advantages.sum(-1) / rollouts.mask.sum(-1).clamp(min=1)
+        questions = [row["question"] for row in rows for _ in range(group_size)]
+        return groups, ShownResponses(
+            questions, [response.text for response in responses], scores.rewards, means.tolist()
+        )
+
+    def _zoom_scorer(self, policy: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+        return policy if self._config.zoom_scorer == "policy" or self._reference is None else self._reference
+
+    def _sample(
+        self, policy: Qwen2_5_VLForConditionalGeneration, prompts: list[PreparedPrompt], group_size: int
+    ) -> Rollouts:
+        options = SamplingOptions(
+            max_new_tokens=self._config.max_completion_length,
+            eos_token_ids=self._end_token_ids,
+            pad_token_id=self._tokenizer.pad_token_id,
+            num_generations=group_size,
+            temperature=self._config.temperature,
+        )
+        size = self._config.generation_prompts
+        with self._accelerator.autocast():
+            parts = [
+                generate(policy, through_tower(policy, prompts[start : start + size]), options)
+                for start in range(0, len(prompts), size)
+            ]
+        return join_rollouts(parts, options.pad_token_id)
+
+    def _responses(self, rollouts: Rollouts) -> list[Response]:
+        """Decoded responses, taken apart, without end and padding tokens; tags stay, whether special tokens or not."""
+        rows = [[ids[place] for place in self._places(ids)] for ids in rollouts.token_ids.tolist()]
+        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        thinking = self._encoder.processor.settings.prompts.thinking
+        return [parse(text, thinking=thinking) for text in texts]
+
+    def _places(self, ids: list[int]) -> list[int]:
+        """Where the tokens stand that a response is decoded from; a policy may mix them with padding."""
+        ends = {*self._end_token_ids, self._tokenizer.pad_token_id}
+        return [place for place, token in enumerate(ids) if token not in ends]
+
+    def _trained_tokens(self, rollouts: Rollouts, scores: Scores, group_size: int, metrics: Metrics) -> Tensor:
+        """bool [P*G, T]: the responses' tokens, without those that the settings leave out of the loss."""
+        mask = rollouts.mask
+        if self._config.mask_truncated_completions:
+            mask = mask & rollouts.stopped[:, None]
+        if self._config.online_filter:
+            informative = informative_groups(scores.rewards, group_size)
+            mask = mask & informative.repeat_interleave(group_size).to(mask.device)[:, None]
+            metrics["filtered_fraction"] = float((~informative).float().mean())
+        return mask
+
+    def _advantages(
+        self, scores: Scores, responses: Sequence[Response], rollouts: Rollouts, mask: Tensor, group_size: int
+    ) -> Tensor:
+        segments = torch.zeros(mask.shape, dtype=torch.uint8)
+        for row, (ids, response) in enumerate(zip(rollouts.token_ids.tolist(), responses, strict=True)):
+            places = self._places(ids)
+            segments[row, places] = token_segments([ids[place] for place in places], self._tokenizer, response)
+        groups = torch.arange(len(mask)) // group_size
+        return token_advantages(
+            scores.rewards,
+            segments,
+            self._credit,
+            groups,
+            mask.cpu(),
+            normalize=self._config.advantage_normalize,
+        ).to(mask.device)
+
+    def _reference_logps(
+        self, reference: Qwen2_5_VLForConditionalGeneration, groups: GroupBatch, mask: Tensor
+    ) -> Tensor:
+        """Log-probabilities of all responses under the frozen start model, float32 [P*G, T]."""
+        group_size = len(groups.token_ids) // len(groups.prompts)
+        at_once = max(1, self._config.per_device_train_batch_size // group_size)
+        parts = dataclasses.replace(groups, mask=mask).split(-(-len(groups.prompts) // at_once))
+        forward = PackedForward(reference, reference)
+        with self._accelerator.autocast():
+            return torch.cat([group_logps(forward, part, self._config.temperature) for part in parts])

@@ -1,0 +1,56 @@
+"""The policy loss of a batch of groups, computed through the (wrapped) model's own forward."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from zoomzero.training.config import ZoomZeroConfig
+from zoomzero.training.groups import GroupBatch
+from zoomzero.training.packing import PackedForward
+from zoomzero_kernels import GRPOLossOutput, linear_grpo_loss, linear_selective_logps
+
+
+def group_loss(
+    forward: PackedForward, groups: GroupBatch, config: ZoomZeroConfig, num_items: Tensor | float
+) -> GRPOLossOutput:
+    """Policy loss of at least one group; gradients arrive in the model that `forward` calls, wrappers included.
+
+    num_items: what "dapo" divides the sum over tokens by.
+    """
+    outputs: list[GRPOLossOutput] = []
+
+    def at_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+        output = linear_grpo_loss(
+            hidden,
+            head.weight,
+            groups.token_ids,
+            groups.advantages,
+            groups.mask,
+            old_logps=groups.old_logps,
+            ref_logps=groups.ref_logps,
+            temperature=config.temperature,
+            beta=config.beta,
+            clip_low=config.epsilon,
+            clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+            loss_type=config.loss_type,
+            max_completion_length=config.max_completion_length,
+            num_items=num_items,
+        )
+        outputs.append(output)
+        return output.loss
+
+    loss = forward(groups.prompts, groups.token_ids, groups.mask, at_head)
+    # The loss as it left the wrappers, so that the backward pass goes through them.
+    return outputs[0]._replace(loss=loss)
+
+
+def group_logps(forward: PackedForward, groups: GroupBatch, temperature: float) -> Tensor:
+    """Log-probabilities float32 [P*G, T] of the responses; padding holds unrelated numbers."""
+
+    def at_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+        return cast(Tensor, linear_selective_logps(hidden, head.weight, groups.token_ids, temperature=temperature))
+
+    return forward(groups.prompts, groups.token_ids, groups.mask, at_head)
