@@ -13,6 +13,7 @@ from zoomzero_kernels.linear_grpo_loss import linear_grpo_loss
 from zoomzero_kernels.linear_selective_logps import linear_selective_logps
 from zoomzero_kernels.policy.options import GRPOLossOutput
 from zoomzero_kernels.selective_logps import selective_logps
+from zoomzero_kernels.shared_prefix_attention import shared_prefix_attention
 from zoomzero_kernels.token_advantages import token_advantages
 from zoomzero_kernels.token_resample import token_resample
 
@@ -25,6 +26,7 @@ __all__ = [
     "linear_selective_logps",
     "reference",
     "selective_logps",
+    "shared_prefix_attention",
     "token_advantages",
     "token_resample",
 ]

@@ -55,10 +55,12 @@ def build_info() -> dict[str, Any]:
         "90"), ``cpu_capability`` ("AVX512", "AVX2" or "DEFAULT"; what the CPU kernels chose on this processor),
         ``backends``: which of "cpu", "cuda" (kernels built and a GPU present) and "triton" (importable and a GPU
         present) are live, ``embedded_triton`` (release that compiled the embedded Triton kernels, None without them)
-        and ``triton_kernels``: how the kernels written in Triton are launched by architecture, "jit" or "embedded"
-        (the environment variable ZOOMZERO_TRITON_KERNELS chooses).
+        ``triton_kernels``: how the kernels written in Triton are launched by architecture, "jit" or "embedded"
+        (the environment variable ZOOMZERO_TRITON_KERNELS chooses), and ``shared_prefix_attention``: by device type,
+        "flash" where torch's own flash kernels compute it, "eager" where this torch's do not fit.
     """
     from zoomzero_kernels import _C
+    from zoomzero_kernels.attention import flash
     from zoomzero_kernels.triton_kernels import launch
 
     gpu = torch.cuda.is_available()
@@ -76,4 +78,5 @@ def build_info() -> dict[str, Any]:
         },
         "embedded_triton": _built.EMBEDDED_TRITON or None,
         "triton_kernels": launch.table(),
+        "shared_prefix_attention": flash.live_kernels(),
     }

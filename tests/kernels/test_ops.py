@@ -63,6 +63,12 @@ def test_documents_shapes_and_errors(name: str) -> None:
 
 @pytest.mark.parametrize("name", public_ops())
 def test_has_a_benchmark(name: str, checkout: Path) -> None:
-    # a log-probability op is timed inside the benchmark of the loss that it is the forward half of
-    stem = {"selective_logps": "grpo_loss", "linear_selective_logps": "linear_grpo_loss"}.get(name, name)
+    # a log-probability op is timed inside the benchmark of the loss that it is the forward half of, attention inside
+    # that of the models that use it
+    stems = {
+        "selective_logps": "grpo_loss",
+        "linear_selective_logps": "linear_grpo_loss",
+        "shared_prefix_attention": "shared_prefix",
+    }
+    stem = stems.get(name, name)
     assert (checkout / "benchmarks" / f"bench_{stem}.py").is_file()

@@ -6,6 +6,7 @@ Tests and benchmarks compare against these; the ops themselves never call them o
 from zoomzero_kernels.reference.frame_resample import frame_resample
 from zoomzero_kernels.reference.grpo_loss import grpo_loss, linear_grpo_loss
 from zoomzero_kernels.reference.selective_logps import linear_selective_logps, selective_logps
+from zoomzero_kernels.reference.shared_prefix_attention import shared_prefix_attention
 from zoomzero_kernels.reference.token_advantages import token_advantages
 from zoomzero_kernels.reference.token_resample import token_resample
 
@@ -15,6 +16,7 @@ __all__ = [
     "linear_grpo_loss",
     "linear_selective_logps",
     "selective_logps",
+    "shared_prefix_attention",
     "token_advantages",
     "token_resample",
 ]
