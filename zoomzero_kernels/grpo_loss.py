@@ -6,7 +6,7 @@ backward pass only multiplies it by the incoming gradient. See Note [Sequence le
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,86 +18,58 @@ from zoomzero_kernels.policy.options import (
     LOGITS_DTYPES,
     GRPOLossOutput,
     PolicyOptions,
-    check_choices,
-    check_policy_tensors,
+    PolicyTensors,
+    check_level,
+    check_reference,
     compute_dtype,
     policy_options,
+    policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
-from zoomzero_kernels.policy.stored_gradient import stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import check_normaliser, masked_mean, token_weights
+from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.weights import Normaliser, masked_mean
 from zoomzero_kernels.selective_logps import masked_logps
 
 _OP = "grpo_loss"
-# Loss, logps, entropy, kl, clipped, gradient of the logits, scale that the gradient still needs.
-_Rows = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+# Loss, logps, entropy, kl, clipped, scale that the gradient still needs, gradient of the logits (empty if not wanted).
+_Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+_InplaceOutputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _run(
-    logits: Tensor,
-    token_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
-    grad: Tensor | None,
-) -> _Rows:
-    valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
-    scale = stored_scale(logits, weights)
-    output = rows.policy_rows(logits, ids, valid, advantages, weights / scale, old_logps, ref_logps, options, grad)
-    loss = (output.loss * weights).sum()
-    stored = logits.new_empty(0) if grad is None else grad
-    return loss, output.logps, output.entropy, output.kl, output.clipped, stored, scale
+def _run(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, grad: Tensor | None) -> _InplaceOutputs:
+    valid, ids = checked_mask_and_ids(_OP, tensors.token_ids, tensors.mask, logits.shape[-1])
+    scale = stored_scale(logits, tensors.weights)
+    scaled = tensors._replace(token_ids=ids, mask=valid, weights=tensors.weights / scale)
+    output = rows.policy_rows(logits, scaled, options, grad)
+    loss = (output.loss * tensors.weights).sum()
+    return loss, output.logps, output.entropy, output.kl, output.clipped, scale
 
 
 @torch.library.custom_op("zoomzero::grpo_loss", mutates_args=())
 def _grpo_loss(
     logits: Tensor,
     token_ids: Tensor,
-    advantages: Tensor,
     mask: Tensor,
+    advantages: Tensor,
     weights: Tensor,
     old_logps: Tensor | None,
     ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
+    options: Sequence[float],
     needs_grad: bool,
-) -> _Rows:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
+) -> _Outputs:
+    tensors = PolicyTensors(token_ids, mask, advantages, weights, old_logps, ref_logps)
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if needs_grad else None
-    return _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, grad)
+    outputs = _run(logits, tensors, PolicyOptions(*options), grad)
+    return (*outputs, logits.new_empty(0) if grad is None else grad)
 
 
 @_grpo_loss.register_fake
-def _grpo_loss_fake(
-    logits: Tensor,
-    token_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
-    needs_grad: bool,
-) -> _Rows:
-    dtype = compute_dtype(logits)
-    token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
-    grad = logits.new_empty(logits.shape if needs_grad else (0,))
-    return (logits.new_empty((), dtype=dtype), *token, grad, logits.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
+def _grpo_loss_fake(logits: Tensor, token_ids: Tensor, *rest: Any) -> _Outputs:
+    grad = logits.new_empty(logits.shape if rest[-1] else (0,))
+    return (*_grpo_loss_inplace_fake(logits, token_ids), grad)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Rows) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.num_inputs = len(inputs)
@@ -111,8 +83,8 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
         return (None, *others)
     if not ctx.has_grad:
         raise RuntimeError("grpo_loss: the op stored no gradient, got needs_grad=False; call it with needs_grad=True")
-    grad, scale = ctx.saved_tensors
-    return (grad * (grad_loss * scale).to(grad.dtype), *others)
+    scale, grad = ctx.saved_tensors
+    return (scaled_once(_OP, grad, grad_loss * scale), *others)
 
 
 _grpo_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -122,42 +94,42 @@ _grpo_loss.register_autograd(_backward, setup_context=_setup_context)
 def _grpo_loss_inplace(
     logits: Tensor,
     token_ids: Tensor,
-    advantages: Tensor,
     mask: Tensor,
+    advantages: Tensor,
     weights: Tensor,
     old_logps: Tensor | None,
     ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    outputs = _run(logits, token_ids, advantages, mask, weights, old_logps, ref_logps, options, logits)
-    return (*outputs[:5], outputs[6])
+    options: Sequence[float],
+) -> _InplaceOutputs:
+    tensors = PolicyTensors(token_ids, mask, advantages, weights, old_logps, ref_logps)
+    return _run(logits, tensors, PolicyOptions(*options), logits)
 
 
 @_grpo_loss_inplace.register_fake
-def _grpo_loss_inplace_fake(
-    logits: Tensor,
-    token_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _grpo_loss_inplace_fake(logits: Tensor, token_ids: Tensor, *_: Any) -> _InplaceOutputs:
     dtype = compute_dtype(logits)
-    token = [logits.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
-    return (logits.new_empty((), dtype=dtype), *token, logits.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
+    logps, entropy, kl, clipped = (logits.new_empty(token_ids.shape, dtype=dtype) for _ in range(4))
+    scalar = logits.new_empty((), dtype=dtype)
+    return scalar, logps, entropy, kl, clipped, logits.new_empty((), dtype=torch.float32)
+
+
+def _check_logits(logits: Tensor) -> None:
+    if logits.dim() != 3 or logits.dtype not in LOGITS_DTYPES:
+        raise ValueError(f"{_OP}: logits must be floating point [B, T, V], got {describe(logits)}; do not flatten them")
+    if logits.shape[-1] == 0:
+        raise ValueError(f"{_OP}: logits must have V >= 1, got {describe(logits)}; pass the scores of the vocabulary")
+
+
+def _check_inplace(logits: Tensor) -> None:
+    """Reject logits of which several share memory, as in an expanded tensor: a gradient for each needs its own."""
+    reach = 1
+    for stride, size in sorted(zip(logits.stride(), logits.shape, strict=True)):
+        if size > 1 and stride < reach:
+            raise ValueError(
+                f"{_OP}: inplace=True needs logits with memory of their own, got strides {list(logits.stride())} for "
+                f"shape {list(logits.shape)}; pass inplace=False or logits.contiguous()"
+            )
+        reach += (size - 1) * stride
 
 
 def grpo_loss(
@@ -213,32 +185,22 @@ def grpo_loss(
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
     options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    check_choices(_OP, loss_type, importance_sampling_level)
-    check_normaliser(_OP, max_completion_length, num_items)
-    if logits.dim() != 3 or logits.dtype not in LOGITS_DTYPES:
-        raise ValueError(f"{_OP}: logits must be floating point [B, T, V], got {describe(logits)}; do not flatten them")
-    if logits.shape[-1] == 0:
-        raise ValueError(f"{_OP}: logits must have V >= 1, got {describe(logits)}; pass the scores of the vocabulary")
-    check_policy_tensors(_OP, logits, token_ids, advantages, mask, old_logps, ref_logps, beta)
-    weights = token_weights(mask, loss_type, max_completion_length, num_items, compute_dtype(logits))
-    per_token = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)).detach()
-    old = None if old_logps is None else old_logps.detach()
-    ref = None if ref_logps is None else ref_logps.detach()
+    check_level(_OP, importance_sampling_level)
+    _check_logits(logits)
+    normaliser = Normaliser(loss_type, max_completion_length, num_items)
+    tensors = policy_tensors(_OP, logits, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
+    check_reference(_OP, tensors, options)
     if importance_sampling_level == "sequence":
         logps, entropy = masked_logps(_OP, logits, token_ids, mask, temperature)
-        return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
-    chosen = dataclasses.astuple(options)
+        return sequence_level_loss(_OP, logps, entropy, tensors, options)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     data = logits.detach()
     if inplace and needs_grad:
-        loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(
-            data, token_ids, per_token, mask, weights, old, ref, *chosen
-        )
-        loss = with_stored_gradient(loss, scale, (logits,), (data,))
+        _check_inplace(logits)
+        loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(data, *tensors, options)
+        grad = data
     else:
-        loss, logps, entropy, kl, clipped, grad, scale = _grpo_loss(
-            data, token_ids, per_token, mask, weights, old, ref, *chosen, needs_grad
-        )
-        if needs_grad:
-            loss = with_stored_gradient(loss, scale, (logits,), (grad,))
+        loss, logps, entropy, kl, clipped, scale, grad = _grpo_loss(data, *tensors, options, needs_grad)
+    if needs_grad:
+        loss = with_stored_gradient(_OP, loss, scale, (logits,), (grad,))
     return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))

@@ -6,7 +6,7 @@ in place, and two matmuls take that to the hidden states and the weight. See Not
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,23 +18,22 @@ from zoomzero_kernels.policy import head, rows
 from zoomzero_kernels.policy.options import (
     GRPOLossOutput,
     PolicyOptions,
+    PolicyTensors,
     RowOutputs,
-    check_choices,
-    check_policy_tensors,
+    check_level,
+    check_reference,
     compute_dtype,
     policy_options,
+    policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
-from zoomzero_kernels.policy.stored_gradient import stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import check_normaliser, masked_mean, token_weights
+from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.weights import Normaliser, masked_mean
 
 _OP = "linear_grpo_loss"
-# Loss, logps, entropy, kl, clipped, gradients of hidden, weight and bias (empty where not wanted), and their scale.
+# Loss, logps, entropy, kl, clipped, scale that the gradients still need, gradients of hidden, weight and bias (empty
+# where not wanted).
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _picked(tensor: Tensor | None, valid: Tensor) -> Tensor | None:
-    return None if tensor is None else tensor[valid].unsqueeze(0)
 
 
 @torch.library.custom_op("zoomzero::linear_grpo_loss", mutates_args=())
@@ -43,91 +42,51 @@ def _linear_grpo_loss(
     weight: Tensor,
     bias: Tensor | None,
     token_ids: Tensor,
-    advantages: Tensor,
     mask: Tensor,
+    advantages: Tensor,
     weights: Tensor,
     old_logps: Tensor | None,
     ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
+    options: Sequence[float],
+    needs: Sequence[bool],
 ) -> _Outputs:
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    needs = head.HeadNeeds(needs_hidden, needs_weight, needs_bias)
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
     scale = stored_scale(hidden, weights)
-    credit, share = advantages[valid].unsqueeze(0), (weights[valid] / scale).unsqueeze(0)
-    old, ref = _picked(old_logps, valid), _picked(ref_logps, valid)
-    gradients = head.HeadGradients(states, weight, needs)
+    tokens = PolicyTensors(ids, valid, advantages, weights / scale, old_logps, ref_logps).at(valid)
+    states = head.valid_rows(hidden, valid)
+    gradients = head.HeadGradients(states, weight, head.HeadNeeds(*needs))
     parts: list[RowOutputs] = []
     for start, chunk, logits in head.chunk_logits(states, weight, bias):
-        window = slice(start, start + chunk.shape[0])
-        everything = torch.ones((1, chunk.shape[0]), dtype=torch.bool, device=hidden.device)
         grad = logits.unsqueeze(0) if any(needs) else None
-        parts.append(
-            rows.policy_rows(
-                logits.unsqueeze(0),
-                ids[:, window],
-                everything,
-                credit[:, window],
-                share[:, window],
-                None if old is None else old[:, window],
-                None if ref is None else ref[:, window],
-                options,
-                grad,
-            )
-        )
+        # As one sequence.
+        here = tokens.at((None, slice(start, start + chunk.shape[0])))
+        parts.append(rows.policy_rows(logits.unsqueeze(0), here, PolicyOptions(*options), grad))
         if grad is not None:
             gradients.add(start, chunk, logits)
-    dtype = compute_dtype(hidden)
-    tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(5)]
-    for index, output in enumerate(tokens):
-        if parts:
-            output[valid] = torch.cat([part[index] for part in parts], dim=1).squeeze(0)
-    loss = (tokens[0] * weights).sum()
-    return (loss, *tokens[1:], *gradients.results(hidden, valid), scale)  # type: ignore[return-value]
+    outputs = RowOutputs.zeros(mask.shape, hidden)
+    head.scatter(parts, valid, outputs)
+    loss = (outputs.loss * weights).sum()
+    return (
+        loss, outputs.logps, outputs.entropy, outputs.kl, outputs.clipped, scale, *gradients.results(hidden, valid),
+    )  # fmt: skip
 
 
 @_linear_grpo_loss.register_fake
 def _linear_grpo_loss_fake(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    token_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float,
-    unbiased_kl: bool,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *rest: Any
 ) -> _Outputs:
     dtype = compute_dtype(hidden)
-    token = [hidden.new_empty(mask.shape, dtype=dtype) for _ in range(4)]
-    wanted = ((needs_hidden, hidden.shape), (needs_weight, weight.shape), (needs_bias, weight.shape[:1]))
-    gradients = [weight.new_empty(shape if needed else (0,)) for needed, shape in wanted]
-    return (hidden.new_empty((), dtype=dtype), *token, *gradients, hidden.new_empty((), dtype=torch.float32))  # type: ignore[return-value]
+    logps, entropy, kl, clipped = (hidden.new_empty(token_ids.shape, dtype=dtype) for _ in range(4))
+    gradients = head.empty_gradients(hidden, weight, head.HeadNeeds(*rest[-1]))
+    scale = hidden.new_empty((), dtype=torch.float32)
+    return hidden.new_empty((), dtype=dtype), logps, entropy, kl, clipped, scale, *gradients
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
     ctx.num_inputs = len(inputs)
-    ctx.needs = inputs[-3:]
+    ctx.needs = inputs[-1]
     ctx.save_for_backward(*output[5:])
 
 
@@ -135,9 +94,9 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     others = (None,) * (ctx.num_inputs - 3)
     if grad_loss is None:
         return (None, None, None, *others)
-    *grads, scale = ctx.saved_tensors
+    scale, *grads = ctx.saved_tensors
     wanted = zip(grads, ctx.needs, strict=True)
-    return (*(grad * (grad_loss * scale).to(grad.dtype) if needed else None for grad, needed in wanted), *others)
+    return (*(scaled_once(_OP, grad, grad_loss * scale) if needed else None for grad, needed in wanted), *others)
 
 
 _linear_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
@@ -182,25 +141,18 @@ def linear_grpo_loss(
         TypeError: wrong dtype.
     """
     options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
-    check_choices(_OP, loss_type, importance_sampling_level)
-    check_normaliser(_OP, max_completion_length, num_items)
+    check_level(_OP, importance_sampling_level)
     head.check_head(_OP, hidden, weight, bias)
-    check_policy_tensors(_OP, hidden, token_ids, advantages, mask, old_logps, ref_logps, beta)
-    weights = token_weights(mask, loss_type, max_completion_length, num_items, compute_dtype(hidden))
-    per_token = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)).detach()
-    old = None if old_logps is None else old_logps.detach()
-    ref = None if ref_logps is None else ref_logps.detach()
+    normaliser = Normaliser(loss_type, max_completion_length, num_items)
+    tensors = policy_tensors(_OP, hidden, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
+    check_reference(_OP, tensors, options)
     if importance_sampling_level == "sequence":
         logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, mask, temperature)
-        return sequence_level_loss(logps, entropy, per_token, mask, weights, old, ref, options)
-    enabled = torch.is_grad_enabled()
-    needs = [enabled and x is not None and x.requires_grad for x in (hidden, weight, bias)]
-    chosen = dataclasses.astuple(options)
+        return sequence_level_loss(_OP, logps, entropy, tensors, options)
     inputs = (hidden, weight, bias)
+    needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
     detached = [None if x is None else x.detach() for x in inputs]
-    loss, logps, entropy, kl, clipped, *grads, scale = _linear_grpo_loss(
-        *detached, token_ids, per_token, mask, weights, old, ref, *chosen, *needs
-    )
+    loss, logps, entropy, kl, clipped, scale, *grads = _linear_grpo_loss(*detached, *tensors, options, needs)
     if any(needs):
-        loss = with_stored_gradient(loss, scale, inputs, tuple(grads))
+        loss = with_stored_gradient(_OP, loss, scale, inputs, tuple(grads))
     return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))

@@ -5,6 +5,7 @@ The forward pass keeps no logits; the backward pass computes them again, chunk b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids
 from zoomzero_kernels.policy import head, rows
-from zoomzero_kernels.policy.options import check_temperature, compute_dtype
+from zoomzero_kernels.policy.options import LogpOutputs, LogpSlopes, LogpStatistics, check_temperature
 
 _OP = "linear_selective_logps"
 
@@ -27,27 +28,20 @@ def _linear_selective_logps(
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
     states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
-    dtype = compute_dtype(hidden)
-    tokens = [torch.zeros(mask.shape, dtype=dtype, device=hidden.device) for _ in range(2)]
-    tokens.append(torch.zeros((*mask.shape, 2), dtype=dtype, device=hidden.device))
     parts = [
         rows.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
         for start, chunk, logits in head.chunk_logits(states, weight, bias)
     ]
-    for index, output in enumerate(tokens):
-        if parts:
-            output[valid] = torch.cat([part[index] for part in parts], dim=1).squeeze(0)
-    return tokens[0], tokens[1], tokens[2]
+    outputs = LogpOutputs.zeros(mask.shape, hidden)
+    head.scatter(parts, valid, outputs)
+    return outputs
 
 
 @_linear_selective_logps.register_fake
 def _linear_selective_logps_fake(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(hidden)
-    logps, entropy = (hidden.new_empty(mask.shape, dtype=dtype) for _ in range(2))
-    normaliser = hidden.new_empty((*mask.shape, 2), dtype=dtype)
-    return logps, entropy, normaliser
+    return LogpOutputs.zeros(token_ids.shape, hidden)
 
 
 @torch.library.custom_op("zoomzero::linear_selective_logps_backward", mutates_args=())
@@ -62,52 +56,26 @@ def _linear_selective_logps_backward(
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
-    entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (entropy, normaliser, grad_logps))
+    states = head.valid_rows(hidden, valid)
+    ids, entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (ids, entropy, normaliser, grad_logps))
     grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
-    gradients = head.HeadGradients(states, weight, head.HeadNeeds(needs_hidden, needs_weight, needs_bias))
+    gradients = head.HeadGradients(states, weight, head.HeadNeeds(*needs))
     for start, chunk, logits in head.chunk_logits(states, weight, bias):
-        window = slice(start, start + chunk.shape[0])
+        window = (slice(None), slice(start, start + chunk.shape[0]))
+        saved = LogpStatistics(entropy[window], normaliser[window])
+        slopes = LogpSlopes(grad_logps[window], None if grad_entropy is None else grad_entropy[window])
         grad = logits.unsqueeze(0)
-        rows.logp_rows_backward(
-            grad,
-            ids[:, window],
-            _all_true(chunk),
-            entropy[:, window],
-            normaliser[:, window],
-            grad_logps[:, window],
-            None if grad_entropy is None else grad_entropy[:, window],
-            temperature,
-            grad,
-        )
+        rows.logp_rows_backward(grad, ids[window], _all_true(chunk), saved, slopes, temperature, grad)
         gradients.add(start, chunk, logits)
     return gradients.results(hidden, valid)
 
 
 @_linear_selective_logps_backward.register_fake
-def _linear_selective_logps_backward_fake(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    token_ids: Tensor,
-    mask: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
-    temperature: float,
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    wanted = ((needs_hidden, hidden.shape), (needs_weight, weight.shape), (needs_bias, weight.shape[:1]))
-    first, second, third = (weight.new_empty(shape if needed else (0,)) for needed, shape in wanted)
-    return first, second, third
+def _linear_selective_logps_backward_fake(hidden: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return head.empty_gradients(hidden, weight, head.HeadNeeds(*rest[-1]))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -126,7 +94,7 @@ def _backward(
         return (None,) * 6
     slope = torch.zeros_like(entropy) if grad_logps is None else grad_logps
     grads = _linear_selective_logps_backward(
-        hidden, weight, bias, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature, *needs
+        hidden, weight, bias, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature, needs
     )
     return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None)
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import LOGITS_DTYPES, check_temperature, compute_dtype
+from zoomzero_kernels.policy.options import (
+    LOGITS_DTYPES,
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    check_temperature,
+)
 
 _OP = "selective_logps"
 
@@ -23,13 +29,8 @@ def _selective_logps(
 
 
 @_selective_logps.register_fake
-def _selective_logps_fake(
-    logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = compute_dtype(logits)
-    logps, entropy = (logits.new_empty(mask.shape, dtype=dtype) for _ in range(2))
-    normaliser = logits.new_empty((*mask.shape, 2), dtype=dtype)
-    return logps, entropy, normaliser
+def _selective_logps_fake(logits: Tensor, token_ids: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return LogpOutputs.zeros(token_ids.shape, logits)
 
 
 @torch.library.custom_op("zoomzero::selective_logps_backward", mutates_args=())
@@ -45,21 +46,13 @@ def _selective_logps_backward(
 ) -> Tensor:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, logits.shape[-1])
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    rows.logp_rows_backward(logits, ids, valid, entropy, normaliser, grad_logps, grad_entropy, temperature, grad)
+    saved, slopes = LogpStatistics(entropy, normaliser), LogpSlopes(grad_logps, grad_entropy)
+    rows.logp_rows_backward(logits, ids, valid, saved, slopes, temperature, grad)
     return grad
 
 
 @_selective_logps_backward.register_fake
-def _selective_logps_backward_fake(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
-    temperature: float,
-) -> Tensor:
+def _selective_logps_backward_fake(logits: Tensor, *_: Any) -> Tensor:
     return logits.new_empty(logits.shape)
 
 

@@ -10,6 +10,7 @@ import torch
 from support.grpo_cases import make_case
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, linear_selective_logps, token_advantages
+from zoomzero_kernels.policy.options import PolicyOptions, PolicyTensors
 
 META = {"device": "meta"}
 
@@ -97,8 +98,8 @@ def test_a_gradient_that_was_not_stored_is_missed() -> None:
     case = make_case()
     weights = case.mask.float() / case.mask.sum()
     logits = case.logits.float().requires_grad_()
-    numbers = (1.0, 0.0, 0.2, 0.28, 10.0, False)
-    loss = torch.ops.zoomzero.grpo_loss(logits, *case.tokens, weights, None, None, *numbers, False)[0]
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, None, None)
+    loss = torch.ops.zoomzero.grpo_loss(logits, *tensors, PolicyOptions(), False)[0]
     with pytest.raises(RuntimeError, match="grpo_loss: the op stored no gradient, got needs_grad=False"):
         loss.backward()
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, reference
 from zoomzero_kernels.policy import head, rows
+from zoomzero_kernels.policy.options import PolicyOptions, PolicyTensors
+from zoomzero_kernels.policy.weights import LOSS_TYPES
 
 EPSILON = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -62,7 +64,7 @@ def test_matches_float64_truth(
 def test_equals_the_loss_of_its_logits() -> None:
     case = make_case(4, 6, 50)
     hidden, weight, bias = make_parameters(case)
-    for loss_type in ("grpo", "bnpo", "dr_grpo", "dapo"):
+    for loss_type in LOSS_TYPES:
         options = {"old_logps": case.old_logps, "loss_type": loss_type, "num_items": 11.0, "max_completion_length": 8}
         direct = grpo_loss(hidden @ weight.t() + bias, *case.tokens, **options)
         fused = linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, **options)
@@ -138,8 +140,9 @@ def test_opcheck_and_compile() -> None:
     case = make_case()
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters(case))
     weights = case.mask.float() / case.mask.sum()
-    arguments = (hidden, weight, bias, *case.tokens, weights, None, case.ref_logps, 1.0, 0.1, 0.2, 0.28, 10.0, True)
-    torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, (*arguments, True, True, True))
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, None, case.ref_logps)
+    arguments = (hidden, weight, bias, *tensors, PolicyOptions(beta=0.1, unbiased_kl=1.0), [True, True, True])
+    torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, arguments)
 
     def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, old_logps=case.old_logps).loss * 2

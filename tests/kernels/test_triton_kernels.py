@@ -23,7 +23,14 @@ from triton.backends.compiler import GPUTarget
 
 from zoomzero_kernels import grpo_loss, token_advantages
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.policy.options import (
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    PolicyOptions,
+    PolicyTensors,
+    RowOutputs,
+)
 from zoomzero_kernels.triton_kernels.policy_rows import (
     logp_rows_backward_kernel,
     logp_rows_kernel,
@@ -62,19 +69,19 @@ def test_policy_rows_ptx(
     case.mask[1, 2] = False
     logits = case.logits.to(dtype)
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0)
-    tensors = (case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0)
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     expected_grad = torch.empty_like(logits)
-    expected = rows.policy_rows(logits, *tensors, options, expected_grad)
+    expected = rows.policy_rows(logits, tensors, options, expected_grad)
     inputs = (case.token_ids, case.mask.view(torch.uint8), *tensors[2:])
-    numbers = (1 / 0.7, 0.1, 0.2, 0.28, 5.0)
+    numbers = (1 / 0.7, *options[1:])
     for order in (0, 1, 2):
         for target in (torch.full_like(logits, math.nan), logits.clone()):
-            outputs = RowOutputs(*(torch.zeros(2, 3) for _ in range(5)))
+            outputs = RowOutputs.zeros((2, 3), logits)
             source = target if not target.isnan().any() else logits
             run_ptx(
                 policy_rows_kernel, (6,), source, *inputs, *outputs, target,
-                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 0, 1, 1, 1,
+                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 1, 1, 1,
                 ALIGNED=aligned, BLOCK=block, num_warps=max(1, block // 256), cc=capability, order=order,
             )  # fmt: skip
             for got, want in zip(outputs, expected, strict=True):
@@ -89,7 +96,7 @@ def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
     logits = case.logits.bfloat16()
     mask = case.mask.view(torch.uint8)
     expected = rows.logp_rows(logits, case.token_ids, case.mask, 0.7)
-    results = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, 2)
+    results = LogpOutputs.zeros((2, 3), logits)
     strides = logits.stride()[:2]
     options = {"ALIGNED": False, "BLOCK": 128, "num_warps": 4, "cc": capability}
     run_ptx(
@@ -100,12 +107,13 @@ def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
     slopes = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1))
     want_grad = torch.empty_like(logits)
-    rows.logp_rows_backward(logits, case.token_ids, case.mask, *results[1:], slopes[0], slopes[1], 0.7, want_grad)
+    saved, wanted = LogpStatistics(*results[1:]), LogpSlopes(slopes[0].contiguous(), slopes[1].contiguous())
+    rows.logp_rows_backward(logits, case.token_ids, case.mask, saved, wanted, 0.7, want_grad)
     for order in (0, 1, 2):
         grad = torch.full_like(logits, math.nan)
         run_ptx(
-            logp_rows_backward_kernel, (6,), logits, case.token_ids, mask, *results[1:],
-            slopes[0].contiguous(), slopes[1].contiguous(), grad, *strides, *strides, 3, 101, 1 / 0.7, 1,
+            logp_rows_backward_kernel, (6,), logits, case.token_ids, mask, *saved, *wanted, grad,
+             *strides, *strides, 3, 101, 1 / 0.7, 1,
             **options, order=order,
         )  # fmt: skip
         torch.testing.assert_close(grad, want_grad, rtol=1.6e-2, atol=1.6e-2)
@@ -181,8 +189,8 @@ def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> No
             # Values of one token are read one by one: their alignment must not count either.
             value = values[batch:]
             kernel.warmup(
-                logits, ids, mask, *[value] * 9, logits, *strides, *strides, length, 151936, 1.0, 0.0, 0.2, 0.28, 10.0,
-                0, batch % 2, 0, 1, **constants,
+                logits, ids, mask, *[value] * 9, logits, *strides, *strides, length, 151936, *PolicyOptions(),
+                batch % 2, 0, 1, **constants,
             )  # fmt: skip
     assert len(kernel.device_caches[0][0]) == 1
 

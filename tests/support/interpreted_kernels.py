@@ -20,7 +20,14 @@ from zoomzero_kernels import (
     token_advantages,
 )
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.policy.options import (
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    PolicyOptions,
+    PolicyTensors,
+    RowOutputs,
+)
 from zoomzero_kernels.triton_kernels.launch import run
 from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
@@ -46,18 +53,18 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], u
     logits[~case.mask] = math.nan
     weights = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
     old, ref = (tensor if flag else None for tensor, flag in zip((case.old_logps, case.ref_logps), given, strict=True))
-    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0, unbiased_kl)
-    arguments = (case.token_ids, case.mask, case.advantages, weights, old, ref, options)
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=float(unbiased_kl))
+    arguments = (PolicyTensors(case.token_ids, case.mask, case.advantages, weights, old, ref), options)
     expected_grad = torch.empty_like(logits)
     expected = rows.policy_rows(logits, *arguments, expected_grad)
-    outputs = RowOutputs(*(torch.zeros(2, 4) for _ in range(5)))
+    outputs = RowOutputs.zeros((2, 4), logits)
     grad = torch.full_like(logits, math.nan)
     run(policy_rows_launch(logits, *arguments, outputs, grad))
     for name, got, want in zip(outputs._fields, outputs, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
     torch.testing.assert_close(grad, expected_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     # Without a gradient nothing is written; in place the logits become the gradient.
-    again = RowOutputs(*(torch.zeros(2, 4) for _ in range(5)))
+    again = RowOutputs.zeros((2, 4), logits)
     before = logits.clone()
     run(policy_rows_launch(logits, *arguments, again, None))
     torch.testing.assert_close(logits, before, rtol=0, atol=0, equal_nan=True)
@@ -69,12 +76,12 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], u
 def test_unbiased_kl_far_from_the_reference() -> None:
     case = make_case(2, 4, 37)
     ref = case.ref_logps + torch.tensor([0.0, 5.0, 20.0, 60.0])
-    options = PolicyOptions(1.0, 0.1, 0.2, 0.28, math.inf, unbiased_kl=True)
-    arguments = (case.token_ids, case.mask, case.advantages, torch.ones(2, 4), case.old_logps, ref, options)
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, torch.ones(2, 4), case.old_logps, ref)
+    arguments = (tensors, PolicyOptions(beta=0.1, unbiased_kl=1.0))
     logits = case.logits.float()
     expected, grad = torch.empty_like(logits), torch.empty_like(logits)
     rows.policy_rows(logits, *arguments, expected)
-    run(policy_rows_launch(logits, *arguments, RowOutputs(*(torch.zeros(2, 4) for _ in range(5))), grad))
+    run(policy_rows_launch(logits, *arguments, RowOutputs.zeros((2, 4), logits), grad))
     torch.testing.assert_close(grad, expected, rtol=2e-5, atol=2e-5)
 
 
@@ -83,12 +90,12 @@ def test_strided_logits() -> None:
     wide = torch.full((3, 9, 64), math.nan)
     logits = wide[:, 3:7, :50]
     logits.copy_(case.logits)
-    arguments = (*case.tokens[:1], case.mask, case.advantages, torch.ones(3, 4), None, None)
-    options = PolicyOptions(1.0, 0.0, 0.2, 0.28, math.inf)
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, torch.ones(3, 4), None, None)
+    arguments = (tensors, PolicyOptions())
     expected_grad = torch.empty(3, 4, 50)
-    expected = rows.policy_rows(logits, *arguments, options, expected_grad)
-    outputs = RowOutputs(*(torch.zeros(3, 4) for _ in range(5)))
-    run(policy_rows_launch(logits, *arguments, options, outputs, logits))
+    expected = rows.policy_rows(logits, *arguments, expected_grad)
+    outputs = RowOutputs.zeros((3, 4), logits)
+    run(policy_rows_launch(logits, *arguments, outputs, logits))
     torch.testing.assert_close(outputs.loss, expected.loss)
     torch.testing.assert_close(logits, expected_grad)
     wide[:, 3:7, :50] = math.nan
@@ -103,15 +110,16 @@ def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
     logits = case.logits.to(dtype)
     logits[0, 1, 1 : vocab // 2] = -math.inf
     expected = rows.logp_rows(logits, case.token_ids, case.mask, 0.7)
-    logps, entropy, normaliser = torch.zeros(2, 4), torch.zeros(2, 4), torch.zeros(2, 4, 2)
-    run(logp_rows_launch(logits, case.token_ids, case.mask, 0.7, logps, entropy, normaliser))
-    for got, want in zip((logps, entropy, normaliser), expected, strict=True):
+    outputs = LogpOutputs.zeros((2, 4), logits)
+    run(logp_rows_launch(logits, case.token_ids, case.mask, 0.7, outputs))
+    for got, want in zip(outputs, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
     slopes = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(1))
-    tensors = (entropy, normaliser, slopes[0], slopes[1] if with_entropy else None)
+    saved = LogpStatistics(outputs.entropy, outputs.normaliser)
+    wanted = LogpSlopes(slopes[0], slopes[1] if with_entropy else None)
     want_grad, grad = torch.empty_like(logits), torch.full_like(logits, math.nan)
-    rows.logp_rows_backward(logits, case.token_ids, case.mask, *tensors, 0.7, want_grad)
-    run(logp_rows_backward_launch(logits, case.token_ids, case.mask, 0.7, *tensors, grad))
+    rows.logp_rows_backward(logits, case.token_ids, case.mask, saved, wanted, 0.7, want_grad)
+    run(logp_rows_backward_launch(logits, case.token_ids, case.mask, 0.7, saved, wanted, grad))
     torch.testing.assert_close(grad, want_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
@@ -191,6 +199,6 @@ def test_public_functions_reach_the_kernels(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_token_outside_the_vocabulary_shows_as_nan(token: int) -> None:
     logits = torch.zeros(1, 2, 37)
     ids = torch.tensor([[token, 3]])
-    results = torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2, 2)
-    run(logp_rows_launch(logits, ids, torch.ones(1, 2, dtype=torch.bool), 1.0, *results))
-    assert results[0].isnan().tolist() == [[True, False]]
+    results = LogpOutputs.zeros((1, 2), logits)
+    run(logp_rows_launch(logits, ids, torch.ones(1, 2, dtype=torch.bool), 1.0, results))
+    assert results.logps.isnan().tolist() == [[True, False]]

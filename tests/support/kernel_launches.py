@@ -11,7 +11,14 @@ from torch import Tensor
 
 from zoomzero_kernels import token_advantages
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.policy.options import (
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    PolicyOptions,
+    PolicyTensors,
+    RowOutputs,
+)
 from zoomzero_kernels.triton_kernels.launch import Launch
 from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
@@ -41,24 +48,24 @@ def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
     logits = case.logits.to(dtype)
     tolerance = ROUNDING[dtype]
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(0.7, 0.1, 0.2, 0.28, 5.0, unbiased_kl=True)
-    tensors = (case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=1.0)
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     truth_grad, grad = torch.empty_like(logits), torch.full_like(logits, torch.nan)
-    truth = rows.policy_rows(logits, *tensors, options, truth_grad)
-    outputs = RowOutputs(*(torch.zeros(2, 3) for _ in range(5)))
-    launch = policy_rows_launch(logits, *tensors, options, outputs, grad)
+    truth = rows.policy_rows(logits, tensors, options, truth_grad)
+    outputs = RowOutputs.zeros((2, 3), logits)
+    launch = policy_rows_launch(logits, tensors, options, outputs, grad)
     yield Expected(launch, (*outputs, grad), (*truth, truth_grad), tolerance)
 
     inputs = (logits, case.token_ids, case.mask)
     truth_logps = rows.logp_rows(*inputs, 0.7)
-    results = torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, 2)
-    yield Expected(logp_rows_launch(*inputs, 0.7, *results), results, truth_logps, 2e-5)
+    results = LogpOutputs.zeros((2, 3), logits)
+    yield Expected(logp_rows_launch(*inputs, 0.7, results), results, truth_logps, 2e-5)
 
-    slopes = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1)).unbind(0)
-    saved = tuple(tensor.clone() for tensor in truth_logps[1:])
+    slopes = LogpSlopes(*torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(1)).unbind(0))
+    saved = LogpStatistics(truth_logps.entropy.clone(), truth_logps.normaliser.clone())
     truth_grad, grad = torch.empty_like(logits), torch.full_like(logits, torch.nan)
-    rows.logp_rows_backward(*inputs, *saved, *slopes, 0.7, truth_grad)
-    launch = logp_rows_backward_launch(*inputs, 0.7, *saved, *slopes, grad)
+    rows.logp_rows_backward(*inputs, saved, slopes, 0.7, truth_grad)
+    launch = logp_rows_backward_launch(*inputs, 0.7, saved, slopes, grad)
     yield Expected(launch, (grad,), (truth_grad,), tolerance)
 
 

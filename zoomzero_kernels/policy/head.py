@@ -7,7 +7,7 @@ twelfth of the valid rows keeps the logits within 1/12 of the full tensor; a sma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,12 +72,28 @@ def valid_rows(hidden: Tensor, valid: Tensor) -> Tensor:
     return hidden[valid]
 
 
+def scatter(parts: Sequence[Sequence[Tensor]], valid: Tensor, outputs: Sequence[Tensor]) -> None:
+    """Put the results [1, n, ...] of chunks of valid tokens in their places of the outputs [B, T, ...]."""
+    for index, output in enumerate(outputs):
+        if parts:
+            output[valid] = torch.cat([part[index] for part in parts], dim=1).squeeze(0)
+
+
 class HeadNeeds(NamedTuple):
     """Which gradients are wanted."""
 
     hidden: bool
     weight: bool
     bias: bool
+
+
+def empty_gradients(hidden: Tensor, weight: Tensor, needs: HeadNeeds) -> tuple[Tensor, Tensor, Tensor]:
+    """Tensors like the results of HeadGradients, without values."""
+    shapes = (hidden.shape, weight.shape, weight.shape[:1])
+    first, second, third = (
+        weight.new_empty(shape if needed else (0,)) for shape, needed in zip(shapes, needs, strict=True)
+    )
+    return first, second, third
 
 
 class HeadGradients:

@@ -1,16 +1,16 @@
-"""What the policy losses share: options, outputs, and the checks of their arguments."""
+"""What the policy losses share: options, inputs and outputs by token, and the checks of their arguments."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from zoomzero_kernels.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, token_weights
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -32,6 +32,47 @@ class GRPOLossOutput(NamedTuple):
     clip_fraction: Tensor
 
 
+class PolicyTensors(NamedTuple):
+    """What a policy loss knows of each token, all [B, T], detached.
+
+    token_ids: int64 or int32.
+    mask: bool or integer 0/1; masked tokens may hold anything in the other tensors.
+    advantages: floating point.
+    weights: share of each token in the loss, 0 on masked tokens.
+    old_logps: of the policy that sampled, None where that is the present one.
+    ref_logps: of the reference model, None without a KL estimate.
+    """
+
+    token_ids: Tensor
+    mask: Tensor
+    advantages: Tensor
+    weights: Tensor
+    old_logps: Tensor | None
+    ref_logps: Tensor | None
+
+    def at(self, place: Any) -> PolicyTensors:
+        """The same of some tokens: each tensor indexed by ``place``."""
+        required = (tensor[place] for tensor in self[:4])
+        return PolicyTensors(*required, *(None if tensor is None else tensor[place] for tensor in self[4:]))
+
+
+class PolicyOptions(NamedTuple):
+    """The objective of one token, as all back ends take it: numbers in this order.
+
+    The order is that of PolicyOptions in csrc/policy_rows and of the arguments of policy_rows_kernel. Custom ops take
+    it as a list of floats.
+    """
+
+    temperature: float = 1.0
+    beta: float = 0.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    kl_clamp: float = math.inf
+    """Largest KL estimate, inf for no limit."""
+    unbiased_kl: float = 0.0
+    """Not 0: the KL estimate is multiplied by the ratio."""
+
+
 class RowOutputs(NamedTuple):
     """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens."""
 
@@ -41,17 +82,45 @@ class RowOutputs(NamedTuple):
     kl: Tensor
     clipped: Tensor
 
+    @classmethod
+    def zeros(cls, shape: Sequence[int], like: Tensor) -> RowOutputs:
+        """For tokens [B, T] of logits or hidden states like these."""
+        dtype = compute_dtype(like)
+        return cls(*(torch.zeros(shape, dtype=dtype, device=like.device) for _ in cls._fields))
 
-@dataclass(frozen=True)
-class PolicyOptions:
-    """The per-token objective; ``kl_clamp`` is inf when the KL estimate is not clamped."""
 
-    temperature: float
-    beta: float
-    clip_low: float
-    clip_high: float
-    kl_clamp: float
-    unbiased_kl: bool = False
+class LogpOutputs(NamedTuple):
+    """Results of the pass for log-probabilities, of the dtype that RowOutputs has, 0 on masked tokens.
+
+    logps, entropy: [B, T].
+    normaliser: [B, T, 2], the largest logit m and ``log(sum(exp((logits - m) / temperature)))``: as one number, the
+        log-sum-exp, they would lose the second's digits under large logits.
+    """
+
+    logps: Tensor
+    entropy: Tensor
+    normaliser: Tensor
+
+    @classmethod
+    def zeros(cls, shape: Sequence[int], like: Tensor) -> LogpOutputs:
+        """For tokens [B, T] of logits or hidden states like these."""
+        dtype = compute_dtype(like)
+        logps, entropy = (torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(2))
+        return cls(logps, entropy, torch.zeros((*shape, 2), dtype=dtype, device=like.device))
+
+
+class LogpStatistics(NamedTuple):
+    """What the backward pass needs of LogpOutputs, under the same names."""
+
+    entropy: Tensor
+    normaliser: Tensor
+
+
+class LogpSlopes(NamedTuple):
+    """Gradients [B, T] of a loss in the log-probabilities and, unless None, in the entropies."""
+
+    logps: Tensor
+    entropy: Tensor | None
 
 
 def policy_options(
@@ -63,7 +132,7 @@ def policy_options(
     kl_clamp: float | None,
     unbiased_kl: bool,
 ) -> PolicyOptions:
-    """Check the scalar options and pack them."""
+    """Check the options of a loss and pack them."""
     check_temperature(op, temperature)
     if not 0 <= beta < math.inf:
         raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}; pass beta=0.0 to leave the KL term out")
@@ -73,8 +142,8 @@ def policy_options(
         raise ValueError(f"{op}: clip_high must be >= 0, got {clip_high}; the ratio is clipped at 1 + clip_high")
     if kl_clamp is not None and not kl_clamp > 0:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
-    limit = math.inf if kl_clamp is None else float(kl_clamp)
-    return PolicyOptions(float(temperature), float(beta), float(clip_low), float(clip_high), limit, bool(unbiased_kl))
+    limit = math.inf if kl_clamp is None else kl_clamp
+    return PolicyOptions(temperature, beta, clip_low, clip_high, limit, 1.0 if unbiased_kl else 0.0)
 
 
 def check_temperature(op: str, temperature: float) -> None:
@@ -84,16 +153,14 @@ def check_temperature(op: str, temperature: float) -> None:
         raise ValueError(f"{op}: temperature must be finite and > 0, got {temperature}; pass 1.0 for unscaled logits")
 
 
-def check_choices(op: str, loss_type: str, importance_sampling_level: str) -> None:
-    """Reject unknown names, listing the valid ones."""
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"{op}: unknown loss_type, got {loss_type!r}; use one of {', '.join(LOSS_TYPES)}")
+def check_level(op: str, importance_sampling_level: str) -> None:
+    """Reject an unknown level of importance sampling."""
     if importance_sampling_level not in IMPORTANCE_SAMPLING_LEVELS:
         valid = ", ".join(IMPORTANCE_SAMPLING_LEVELS)
         raise ValueError(f"{op}: unknown importance_sampling_level, got {importance_sampling_level!r}; use {valid}")
 
 
-def check_policy_tensors(
+def policy_tensors(
     op: str,
     like: Tensor,
     token_ids: Tensor,
@@ -101,9 +168,10 @@ def check_policy_tensors(
     mask: Tensor,
     old_logps: Tensor | None,
     ref_logps: Tensor | None,
-    beta: float,
-) -> None:
-    """Check the [B, T] tensors of a policy loss against ``like``, whose first two dimensions are B and T."""
+    normaliser: Normaliser,
+) -> PolicyTensors:
+    """Check the tensors of a policy loss against ``like``, logits or hidden states [B, T, ...], and pack them."""
+    check_normaliser(op, normaliser)
     shape = (like.shape[0], like.shape[1])
     check_token_ids(op, token_ids, shape, like)
     check_mask(op, mask, shape, like)
@@ -121,8 +189,22 @@ def check_policy_tensors(
         check_token_tensor(op, name, tensor, shape, like)
         if not tensor.dtype.is_floating_point:
             raise TypeError(f"{op}: {name} must be floating point, got {describe(tensor)}; pass log-probabilities")
-    if beta > 0 and ref_logps is None:
-        raise ValueError(f"{op}: beta > 0 needs ref_logps, got beta={beta} and no ref_logps; pass them or set beta=0.0")
+    return PolicyTensors(
+        token_ids=token_ids,
+        mask=mask,
+        advantages=(advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(shape)).detach(),
+        weights=token_weights(mask, normaliser, compute_dtype(like)),
+        old_logps=None if old_logps is None else old_logps.detach(),
+        ref_logps=None if ref_logps is None else ref_logps.detach(),
+    )
+
+
+def check_reference(op: str, tensors: PolicyTensors, options: PolicyOptions) -> None:
+    """Demand log-probabilities of the reference where the loss has a KL term."""
+    if options.beta > 0 and tensors.ref_logps is None:
+        raise ValueError(
+            f"{op}: beta > 0 needs ref_logps, got beta={options.beta} and no ref_logps; pass them or set beta=0.0"
+        )
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

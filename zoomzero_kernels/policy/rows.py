@@ -1,6 +1,9 @@
 """The pass over rows of logits that all policy losses share, and the choice of the back end that runs it.
 
 A row is the logits of one token. Only valid rows are read, and the gradient may be written over the logits.
+
+Note [Scaled alike]: every back end takes the largest logit from the logits before it divides by the temperature. So no
+difference is above 0 whatever its rounding, no log-probability is above 0, and a vocabulary of one has no gradient.
 """
 
 from __future__ import annotations
@@ -10,7 +13,14 @@ from torch import Tensor
 
 from zoomzero_kernels import _C
 from zoomzero_kernels.policy import rows_eager
-from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.policy.options import (
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    PolicyOptions,
+    PolicyTensors,
+    RowOutputs,
+)
 from zoomzero_kernels.triton_kernels import launch, policy_rows_launch
 
 
@@ -34,77 +44,55 @@ def _maybe_values(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _values(tensor)
 
 
-def _zeros(logits: Tensor, *shape: int) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device=logits.device)
-
-
-def policy_rows(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
-    grad: Tensor | None,
-) -> RowOutputs:
+def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, grad: Tensor | None) -> RowOutputs:
     """Token losses and, if ``grad`` is given, the gradient of their weighted sum in the logits.
 
-    logits [B, T, V] any strides; token_ids int64, mask bool, advantages, weights, old_logps, ref_logps [B, T];
-    grad [B, T, V], which may be ``logits`` itself, is overwritten: 0 on masked rows.
+    logits [B, T, V] any strides; token_ids int64, mask bool; grad [B, T, V], which may be ``logits`` itself, is
+    overwritten: 0 on masked rows, and on those whose slope is 0, whatever their logits hold.
     """
     chosen = back_end(logits)
     if chosen == "eager":
-        return rows_eager.policy_rows(logits, token_ids, mask, advantages, weights, old_logps, ref_logps, options, grad)
-    outputs = RowOutputs(*(_zeros(logits, *mask.shape) for _ in range(5)))
+        return rows_eager.policy_rows(logits, tensors, options, grad)
+    outputs = RowOutputs.zeros(tensors.mask.shape, logits)
     target = None if grad is None else _unit_stride(grad)
-    tensors = (
-        _unit_stride(logits),
-        token_ids.contiguous(),
-        mask.contiguous(),
-        _values(advantages),
-        _values(weights),
-        _maybe_values(old_logps),
-        _maybe_values(ref_logps),
+    source = _unit_stride(logits)
+    ready = PolicyTensors(
+        token_ids=tensors.token_ids.contiguous(),
+        mask=tensors.mask.contiguous(),
+        advantages=_values(tensors.advantages),
+        weights=_values(tensors.weights),
+        old_logps=_maybe_values(tensors.old_logps),
+        ref_logps=_maybe_values(tensors.ref_logps),
     )
     if chosen == "native":
-        numbers = (options.beta, options.clip_low, options.clip_high, options.kl_clamp, float(options.unbiased_kl))
-        _C.policy_rows(*tensors, options.temperature, numbers, outputs, target)
+        _C.policy_rows(source, *ready, options.temperature, options[1:], outputs, target)
     else:
-        launch.run(policy_rows_launch.policy_rows_launch(*tensors, options, outputs, target))
+        launch.run(policy_rows_launch.policy_rows_launch(source, ready, options, outputs, target))
     if grad is not None and target is not None and target is not grad:
         grad.copy_(target)
     return outputs
 
 
-def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability [B, T], entropy [B, T] and normaliser [B, T, 2] of each token, 0 where the mask is False.
-
-    The normaliser holds the largest scaled logit m and ``log(sum(exp(z - m)))``: their sum, the log-sum-exp, would lose
-    the second number's digits under large logits.
-    """
+def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> LogpOutputs:
+    """Log-probability, entropy and normaliser of each token, 0 where the mask is False."""
     chosen = back_end(logits)
     if chosen == "eager":
         return rows_eager.logp_rows(logits, token_ids, mask, temperature)
-    logps, entropy = (_zeros(logits, *mask.shape) for _ in range(2))
-    normaliser = _zeros(logits, *mask.shape, 2)
+    outputs = LogpOutputs.zeros(mask.shape, logits)
     inputs = (_unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature)
     if chosen == "native":
-        _C.logp_rows(*inputs, logps, entropy, normaliser)
+        _C.logp_rows(*inputs, *outputs)
     else:
-        launch.run(policy_rows_launch.logp_rows_launch(*inputs, logps, entropy, normaliser))
-    return logps, entropy, normaliser
+        launch.run(policy_rows_launch.logp_rows_launch(*inputs, outputs))
+    return outputs
 
 
 def logp_rows_backward(
     logits: Tensor,
     token_ids: Tensor,
     mask: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
+    saved: LogpStatistics,
+    slopes: LogpSlopes,
     temperature: float,
     grad: Tensor,
 ) -> None:
@@ -114,22 +102,12 @@ def logp_rows_backward(
     """
     chosen = back_end(logits)
     if chosen == "eager":
-        rows_eager.logp_rows_backward(
-            logits, token_ids, mask, entropy, normaliser, grad_logps, grad_entropy, temperature, grad
-        )
+        rows_eager.logp_rows_backward(logits, token_ids, mask, saved, slopes, temperature, grad)
         return
-    arguments = (
-        _unit_stride(logits),
-        token_ids.contiguous(),
-        mask.contiguous(),
-        temperature,
-        _values(entropy),
-        _values(normaliser),
-        _values(grad_logps),
-        _maybe_values(grad_entropy),
-        grad,
-    )
+    inputs = (_unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature)
+    ready = LogpStatistics(*map(_values, saved))
+    wanted = LogpSlopes(_values(slopes.logps), _maybe_values(slopes.entropy))
     if chosen == "native":
-        _C.logp_rows_backward(*arguments)
+        _C.logp_rows_backward(*inputs, *ready, *wanted, grad)
     else:
-        launch.run(policy_rows_launch.logp_rows_backward_launch(*arguments))
+        launch.run(policy_rows_launch.logp_rows_backward_launch(*inputs, ready, wanted, grad))

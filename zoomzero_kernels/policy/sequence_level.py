@@ -1,51 +1,46 @@
-"""The policy loss with one importance ratio per sequence (GSPO)."""
+"""The policy loss with one importance ratio per sequence (GSPO).
+
+Note [Sequence level]: the ratio of a sequence needs the log-probabilities of all its tokens before the gradient of any
+of them is known, so the fused pass cannot be used: the rows are read a second time in the backward pass.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import GRPOLossOutput, PolicyOptions
+from zoomzero_kernels.policy.options import GRPOLossOutput, PolicyOptions, PolicyTensors
+from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
+from zoomzero_kernels.policy.terms import policy_terms
 from zoomzero_kernels.policy.weights import masked_mean
 
 
 def sequence_level_loss(
-    logps: Tensor,
-    entropy: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
+    op: str, logps: Tensor, entropy: Tensor, tensors: PolicyTensors, options: PolicyOptions
 ) -> GRPOLossOutput:
-    """Loss with one importance ratio a sequence, from differentiable log-probabilities [B, T].
+    """Loss of differentiable log-probabilities [B, T], whose log-ratio is the mean over the valid tokens."""
+    valid = tensors.mask != 0
+    current = logps.detach()
 
-    Note [Sequence level]: the ratio of a sequence needs the log-probabilities of all its tokens before the gradient of
-    any of them is known, so the fused pass cannot be used; the [B, T] maths below is left to autograd and the rows are
-    read a second time in the backward pass.
-    """
-    valid = mask != 0
-    old = logps.detach() if old_logps is None else torch.where(valid, old_logps.to(logps.dtype), 0.0)
-    credit = torch.where(valid, advantages.to(logps.dtype), 0.0)
-    mean_log_ratio = (logps - old).sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    ratio = mean_log_ratio.exp()
-    unclipped = ratio * credit
-    bounded = ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * credit
-    token_loss = -torch.minimum(unclipped, bounded)
-    kl = torch.zeros_like(logps)
-    if ref_logps is not None:
-        delta = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - logps
-        inside = torch.expm1(delta) - delta <= options.kl_clamp
-        delta = torch.where(inside, delta, 0.0)
-        kl = torch.where(valid, torch.where(inside, torch.expm1(delta) - delta, options.kl_clamp), 0.0)
-        kl = ratio * kl if options.unbiased_kl else kl
-        token_loss = token_loss + options.beta * kl
-    clipped = ((bounded < unclipped) & valid).to(logps.dtype)
+    def on_valid(values: Tensor) -> Tensor:
+        return torch.where(valid, values.to(current.dtype), 0.0)
+
+    num_valid = valid.sum(-1, keepdim=True).clamp(min=1)
+    log_ratio = None
+    if tensors.old_logps is not None:
+        difference = on_valid(current - tensors.old_logps.to(current.dtype))
+        log_ratio = (difference.sum(-1, keepdim=True) / num_valid).expand_as(current)
+    ref_logps = None if tensors.ref_logps is None else on_valid(tensors.ref_logps)
+    terms = policy_terms(current, log_ratio, on_valid(tensors.advantages), ref_logps, options)
+    loss = (terms.loss * tensors.weights).sum()
+    if logps.requires_grad:
+        shared = (terms.ratio_slope * tensors.weights).sum(-1, keepdim=True) / num_valid
+        grad = on_valid(shared + (terms.slope - terms.ratio_slope) * tensors.weights)
+        loss = with_stored_gradient(op, loss, torch.ones_like(loss), (logps,), (grad,))
     return GRPOLossOutput(
-        loss=(token_loss * weights).sum(),
-        logps=logps.detach(),
+        loss=loss,
+        logps=current,
         entropy=entropy.detach(),
-        kl=masked_mean(kl.detach(), mask),
-        clip_fraction=masked_mean(clipped, mask),
+        kl=masked_mean(on_valid(terms.kl), tensors.mask),
+        clip_fraction=masked_mean(on_valid(terms.clipped), tensors.mask),
     )

@@ -29,38 +29,82 @@ def _graph_is_kept() -> bool:
 def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     """``grad * scale`` for a 0-d ``scale``, without a second buffer where none is needed.
 
-    On a plain CPU tensor a scale of exactly 1 returns ``grad`` itself. Otherwise the product overwrites ``grad`` when
-    autograd will not run this graph again, and allocates when it will.
+    Note [Handing out]: a stored gradient leaves this module once at most, in the backward pass that gives the graph up.
+    Then nobody else holds it: it is multiplied in place, or returned as it is where a CPU's scale is 1. While the graph
+    is kept every pass returns a tensor of its own, so what autograd has handed out is never written again.
     """
     # Tracers see tensors without values (subclasses of Tensor outside of dynamo), and plan the memory themselves.
     if torch.compiler.is_compiling() or type(grad) is not torch.Tensor or type(scale) is not torch.Tensor:
         return grad * scale.to(grad.dtype)
+    if _graph_is_kept():
+        return grad * scale
     if scale.device.type == "cpu" and float(scale) == 1.0:
         return grad
-    return grad * scale if _graph_is_kept() else grad.mul_(scale)
+    return grad.mul_(scale)
+
+
+def _second_derivatives(op: str) -> RuntimeError:
+    return RuntimeError(
+        f"{op}: second derivatives are not implemented, got a backward pass through its gradient; "
+        f"differentiate zoomzero_kernels.reference.{op}"
+    )
+
+
+def scaled_once(op: str, grad: Tensor, scale: Tensor) -> Tensor:
+    """``grad * scale`` in a backward pass whose graph is not recorded; RuntimeError where it is."""
+    if torch.is_grad_enabled():
+        raise _second_derivatives(op)
+    return grad * scale.to(grad.dtype)
+
+
+class _Once(torch.autograd.Function):
+    """An empty tensor that hangs on the inputs in the graph and holds none of their memory.
+
+    A gradient that is tied to it raises where autograd would go through it to the inputs: their second derivatives
+    would lack what the stored gradient does not know.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, op: str, *inputs: Tensor | None) -> Tensor:
+        ctx.op, ctx.num_inputs = op, len(inputs)
+        ctx.set_materialize_grads(False)
+        return torch.empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, ...]:
+        if grad is not None:
+            raise _second_derivatives(ctx.op)
+        return (None,) * (1 + ctx.num_inputs)
 
 
 class _StoredGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, scale: Tensor, num_inputs: int, *tensors: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, loss: Tensor, scale: Tensor, once: Tensor | None, num_inputs: int, *tensors: Tensor | None
+    ) -> Tensor:
         ctx.num_inputs = num_inputs
-        ctx.save_for_backward(scale, *tensors[num_inputs:])
+        ctx.save_for_backward(scale, once, *tensors[num_inputs:])
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        scale, *grads = ctx.saved_tensors
+        scale, once, *grads = ctx.saved_tensors
         upstream = grad_loss * scale
-        wanted = zip(grads, ctx.needs_input_grad[3 : 3 + ctx.num_inputs], strict=True)
-        scaled = (_scaled(grad, upstream) if needed else None for grad, needed in wanted)
-        return (None, None, None, *scaled, *(None for _ in grads))
+        wanted = zip(grads, ctx.needs_input_grad[4 : 4 + ctx.num_inputs], strict=True)
+        scaled = [_scaled(grad, upstream) if needed else None for grad, needed in wanted]
+        if once is not None and torch.is_grad_enabled():
+            tie = once.sum()
+            scaled = [None if grad is None else grad + tie.to(grad) for grad in scaled]
+        return (None, None, None, None, *scaled, *(None for _ in grads))
 
 
 def with_stored_gradient(
-    loss: Tensor, scale: Tensor, inputs: tuple[Tensor | None, ...], grads: tuple[Tensor, ...]
+    op: str, loss: Tensor, scale: Tensor, inputs: tuple[Tensor | None, ...], grads: tuple[Tensor, ...]
 ) -> Tensor:
-    """``loss`` (0-d, detached) whose gradient in ``inputs[i]`` is ``scale * grads[i]``.
+    """``loss`` (0-d, detached) of ``op`` whose gradient in ``inputs[i]`` is ``scale * grads[i]``, once differentiable.
 
-    The caller gives up ``grads``: a backward pass may overwrite them, or hand them out as the gradients.
+    The caller gives up ``grads``: see Note [Handing out].
     """
-    return _StoredGradient.apply(loss, scale, len(inputs), *inputs, *grads)
+    # A compiled graph has no second backward pass anyway.
+    once = None if torch.compiler.is_compiling() else _Once.apply(op, *inputs)
+    return _StoredGradient.apply(loss, scale, once, len(inputs), *inputs, *grads)

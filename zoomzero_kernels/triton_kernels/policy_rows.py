@@ -16,7 +16,7 @@ The build compiles this file on its own (see variants.py): it imports Triton onl
 import triton
 import triton.language as tl
 
-_FLAGS = ("unbiased_kl", "has_old", "has_ref", "with_grad")
+_FLAGS = ("has_old", "has_ref", "with_grad")
 _LENGTHS = (
     "stride_sequence", "stride_token", "grad_stride_sequence", "grad_stride_token", "num_tokens", "vocab_size",
 )  # fmt: skip
@@ -135,7 +135,7 @@ def policy_rows_kernel(
     stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
     num_tokens: tl.int32, vocab_size: tl.int32,
     inv_temperature: tl.float32, beta: tl.float32, clip_low: tl.float32, clip_high: tl.float32, kl_clamp: tl.float32,
-    unbiased_kl: tl.int32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
+    unbiased_kl: tl.float32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All of the policy loss for one row; outputs [B, T] float32 are zeroed by the caller."""
@@ -167,7 +167,7 @@ def policy_rows_kernel(
         outside = estimate > kl_clamp
         kl = tl.where(outside, kl_clamp, estimate)
         kl_slope = tl.where(outside, 0.0, -(estimate + delta))
-        if unbiased_kl != 0:
+        if unbiased_kl != 0.0:
             # Inside the clamp the estimate less exp(delta) - 1 is -delta, which the subtraction would lose.
             kl_slope = ratio * tl.where(outside, kl, -delta)
             kl *= ratio

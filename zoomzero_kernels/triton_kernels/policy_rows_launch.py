@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import PolicyOptions, RowOutputs
+from zoomzero_kernels.policy.options import (
+    LogpOutputs,
+    LogpSlopes,
+    LogpStatistics,
+    PolicyOptions,
+    PolicyTensors,
+    RowOutputs,
+)
 from zoomzero_kernels.triton_kernels.launch import Arguments, Launch
 from zoomzero_kernels.triton_kernels.variants import Variant, row_variant
 
@@ -23,66 +30,42 @@ def _variant(kernel: str, logits: Tensor, grad: Tensor) -> Variant:
 
 
 def policy_rows_launch(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: PolicyOptions,
-    outputs: RowOutputs,
-    grad: Tensor | None,
+    logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, outputs: RowOutputs, grad: Tensor | None
 ) -> Launch:
     """logits and grad [B, T, V] with unit stride in V, the others contiguous [B, T]."""
     target = logits if grad is None else grad
+    # What is not there is not read: any pointer will do.
+    values = (tensors.advantages if tensor is None else tensor for tensor in tensors[2:])
     arguments: Arguments = (
         logits,
-        token_ids,
-        mask.view(torch.uint8),
-        advantages,
-        weights,
-        advantages if old_logps is None else old_logps,
-        advantages if ref_logps is None else ref_logps,
+        tensors.token_ids,
+        tensors.mask.view(torch.uint8),
+        *values,
         *outputs,
         target,
         *logits.stride()[:2],
         *target.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
+        *logits.shape[1:],
         1.0 / options.temperature,
-        options.beta,
-        options.clip_low,
-        options.clip_high,
-        options.kl_clamp,
-        int(options.unbiased_kl),
-        int(old_logps is not None),
-        int(ref_logps is not None),
+        *options[1:],
+        int(tensors.old_logps is not None),
+        int(tensors.ref_logps is not None),
         int(grad is not None),
     )
-    return Launch(_variant("policy_rows_kernel", logits, target), mask.numel(), arguments)
+    return Launch(_variant("policy_rows_kernel", logits, target), tensors.mask.numel(), arguments)
 
 
 def logp_rows_launch(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    logps: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
+    logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float, outputs: LogpOutputs
 ) -> Launch:
     """logits [B, T, V] with unit stride in V, the others contiguous."""
     arguments: Arguments = (
         logits,
         token_ids,
         mask.view(torch.uint8),
-        logps,
-        entropy,
-        normaliser,
+        *outputs,
         *logits.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
+        *logits.shape[1:],
         1.0 / temperature,
     )
     return Launch(_variant("logp_rows_kernel", logits, logits), mask.numel(), arguments)
@@ -93,10 +76,8 @@ def logp_rows_backward_launch(
     token_ids: Tensor,
     mask: Tensor,
     temperature: float,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
+    saved: LogpStatistics,
+    slopes: LogpSlopes,
     grad: Tensor,
 ) -> Launch:
     """logits and grad with unit stride in V, the others contiguous."""
@@ -104,16 +85,14 @@ def logp_rows_backward_launch(
         logits,
         token_ids,
         mask.view(torch.uint8),
-        entropy,
-        normaliser,
-        grad_logps,
-        grad_logps if grad_entropy is None else grad_entropy,
+        *saved,
+        slopes.logps,
+        slopes.logps if slopes.entropy is None else slopes.entropy,
         grad,
         *logits.stride()[:2],
         *grad.stride()[:2],
-        mask.shape[1],
-        logits.shape[2],
+        *logits.shape[1:],
         1.0 / temperature,
-        int(grad_entropy is not None),
+        int(slopes.entropy is not None),
     )
     return Launch(_variant("logp_rows_backward_kernel", logits, grad), mask.numel(), arguments)

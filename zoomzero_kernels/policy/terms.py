@@ -1,0 +1,68 @@
+"""The objective of one token: from its ratio and log-probabilities to its loss and slope, in plain torch.
+
+The kernels compute the same, in csrc/policy_rows and in triton_kernels/policy_rows.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoomzero_kernels.policy.options import PolicyOptions
+
+
+class PolicyTerms(NamedTuple):
+    """What the objective makes of each token; tensors of one shape.
+
+    loss: of the token.
+    slope: derivative of the loss in the token's log-probability, where the ratio is that of the token.
+    ratio_slope: its part that comes through the ratio: the derivative in the log-ratio.
+    kl: the estimate, 0 without a reference.
+    clipped: whether the clipped ratio was taken.
+    """
+
+    loss: Tensor
+    slope: Tensor
+    ratio_slope: Tensor
+    kl: Tensor
+    clipped: Tensor
+
+
+def policy_terms(
+    logps: Tensor, log_ratio: Tensor | None, advantages: Tensor, ref_logps: Tensor | None, options: PolicyOptions
+) -> PolicyTerms:
+    """Terms of tokens with these log-probabilities, log-ratios and advantages.
+
+    Without ``log_ratio`` the ratio is exactly 1 (on-policy), also where ``logps`` is -inf. A token of advantage 0 has
+    no policy term, whatever its ratio.
+    """
+    advantages = advantages.to(logps.dtype)
+    # Bounded, because inf * 0 would be NaN.
+    ratio = torch.ones_like(logps) if log_ratio is None else log_ratio.exp().clamp(max=torch.finfo(logps.dtype).max)
+    nothing = advantages == 0
+    unclipped = torch.where(nothing, 0.0, ratio * advantages)
+    bounded = torch.where(nothing, 0.0, ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * advantages)
+    clipped = bounded < unclipped
+    loss = -torch.minimum(unclipped, bounded)
+    slope = torch.where(clipped, 0.0, -unclipped)
+    if ref_logps is None:
+        return PolicyTerms(loss, slope, slope, torch.zeros_like(logps), clipped)
+    delta = ref_logps.to(logps.dtype) - logps
+    growth = torch.expm1(delta)
+    # An infinite estimate, which the clamp bounds, would become inf - inf.
+    kl = torch.where(torch.isposinf(growth), growth, growth - delta)
+    outside = kl > options.kl_clamp
+    kl = torch.where(outside, options.kl_clamp, kl)
+    kl_slope = -torch.where(outside, 0.0, growth)
+    ratio_slope = slope
+    if options.unbiased_kl:
+        # Inside the clamp kl - growth is -delta, which the subtraction would lose.
+        kl, kl_slope = ratio * kl, ratio * torch.where(outside, kl, -delta)
+    if options.beta > 0:
+        loss = loss + options.beta * kl
+        slope = slope + options.beta * kl_slope
+        if options.unbiased_kl:
+            ratio_slope = ratio_slope + options.beta * kl
+    return PolicyTerms(loss, slope, ratio_slope, kl, clipped)
