@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoomzero.limits import MAX_SKIPPED_FRACTION
 from zoomzero.video import VideoError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class SkipLog:
     """
 
     def __init__(
-        self, file: str | os.PathLike[str] | None, num_samples: int, max_skipped_fraction: float = 0.05
+        self, file: str | os.PathLike[str] | None, num_samples: int, max_skipped_fraction: float = MAX_SKIPPED_FRACTION
     ) -> None:
         check_skipped_fraction("SkipLog", max_skipped_fraction)
         self.file = None if file is None else Path(file)
@@ -71,7 +72,9 @@ class SkipLog:
 def check_skipped_fraction(where: str, fraction: float) -> None:
     """ValueError unless the share of samples that may be skipped is in [0, 1]."""
     if not 0 <= fraction <= 1:
-        raise ValueError(f"{where}: max_skipped_fraction must be in [0, 1], got {fraction}; 0.05 is usual")
+        raise ValueError(
+            f"{where}: max_skipped_fraction must be in [0, 1], got {fraction}; {MAX_SKIPPED_FRACTION} is usual"
+        )
 
 
 class Skipping:

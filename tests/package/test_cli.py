@@ -1,5 +1,6 @@
 """The command line as a user types it, in a process of its own where that matters."""
 
+import dataclasses
 import importlib.metadata
 import json
 import re
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 
 import zoomzero
-from zoomzero.cli import COMMANDS, main
+from zoomzero.cli import COMMANDS, _parser, main
+from zoomzero.cli.fields import field_values
+from zoomzero.demo import DemoOptions
 from zoomzero.synthetic import make_clips
+from zoomzero.training.settings import TrainingSettings
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +150,32 @@ def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert "torch" in output
     assert "GPU: " in output
+
+
+def test_train_options_are_the_settings_fields() -> None:
+    """Every field is an option under its name or its short one, and what is typed arrives in the field."""
+    typed = ["--rollouts", "4", "--max-new-tokens", "40", "--normalize", "tokens", "--no-zoom-reward"]
+    typed += ["--train-vision", "--time-limit", "0", "--zoom-scorer", "policy", "--online-filter"]
+    options = _parser().parse_args(["train", "file.json", "--out", "o", *typed])
+    changed = {
+        "num_generations": 4, "max_completion_length": 40, "advantage_normalize": "tokens", "zoom_reward": False,
+        "freeze_vision": False, "video_time_limit": None, "zoom_scorer": "policy", "online_filter": True,
+    }  # fmt: skip
+    expected = {**dataclasses.asdict(TrainingSettings()), **changed}
+    assert field_values(options, TrainingSettings) == expected
+
+
+def test_defaults_stand_once() -> None:
+    """What the command line fills in is what the configuration would have had."""
+    options = _parser().parse_args(["train", "file.json", "--out", "o"])
+    assert field_values(options, TrainingSettings) == dataclasses.asdict(TrainingSettings())
+    assert TrainingSettings().advantage_normalize == "segments"
+    demo = _parser().parse_args(["demo"])
+    assert DemoOptions(**field_values(demo, DemoOptions)) == DemoOptions()
+
+
+def test_help_of_normalize_names_every_choice() -> None:
+    from zoomzero_kernels.token_advantages import NORMALIZATIONS
+
+    (field,) = [field for field in dataclasses.fields(TrainingSettings) if field.name == "advantage_normalize"]
+    assert all(name in field.metadata["help"] for name in NORMALIZATIONS)

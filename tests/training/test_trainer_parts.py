@@ -50,7 +50,7 @@ def test_a_changed_hook_is_named() -> None:
             pass
 
     with pytest.raises(
-        RuntimeError, match=r"GRPOTrainer._compute_loss must take .*got .*'extra'.*install trl>=1.16,<1.17"
+        RuntimeError, match=r"GRPOTrainer._compute_loss must take .*got .*'extra'.*install trl<1\.17,>=1\.16"
     ):
         require_hooks(Moved)
 

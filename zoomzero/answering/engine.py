@@ -15,6 +15,7 @@ import torch
 from zoomzero.budget import FramePlan
 from zoomzero.inputs import EncodedVideo, VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.intervals import clip, merge
+from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.models import load_model
 from zoomzero.models.encoding import EncodedPrompt, encode_prompts
 from zoomzero.models.forward import next_token_logps
@@ -169,7 +170,7 @@ class ZoomZero:
         strategy: str = "coarse_to_fine",
         budget_tokens: int | None = None,
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         keep_frames: bool = False,
     ) -> Answer:
         """Answer one multiple-choice question about a video.
@@ -199,7 +200,7 @@ class ZoomZero:
         strategy: str = "coarse_to_fine",
         budget_tokens: int | None = None,
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         keep_frames: bool = False,
     ) -> list[Answer]:
         """Answer several questions with one forward a pass for all of them; arguments as `answer`.
@@ -258,7 +259,7 @@ class ZoomZero:
         asked: Sequence[tuple[Query, Reading]],
         strategy: str = "coarse_to_fine",
         *,
-        max_new_tokens: int = 512,
+        max_new_tokens: int = MAX_NEW_TOKENS,
         keep_frames: bool = False,
     ) -> list[Answer | VideoError]:
         """Answer queries whose videos are read already; arguments as `answer`, the queries' own videos are not opened.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomzero.cli.video_limits import add_video_limits
+from zoomzero.limits import MAX_NEW_TOKENS
 
 
 def add(commands: Any) -> None:
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--strategy", default="coarse_to_fine", help="single or coarse_to_fine (%(default)s)")
     evaluate.add_argument("--budget-tokens", type=int, help="visual tokens a pass; the checkpoint's own unless told")
     evaluate.add_argument("--batch-size", type=int, default=8, help="questions a forward (%(default)s)")
-    evaluate.add_argument("--max-new-tokens", type=int, default=512, help="longest response (%(default)s)")
+    evaluate.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest response (%(default)s)")
     evaluate.add_argument("--limit", type=int, help="only the first so many questions")
     evaluate.add_argument("--device", help="cpu, cuda, ...")
     evaluate.add_argument("--out", type=Path, help="also write the figures as JSON")

@@ -6,7 +6,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from zoomzero.cli.video_limits import add_video_limits
+from zoomzero.cli.fields import add_fields, field_values
+from zoomzero.training.settings import TrainingSettings
+
+# Options that are shorter than their field, or say it the other way round.
+FLAGS = {
+    "num_generations": "--rollouts",
+    "max_completion_length": "--max-new-tokens",
+    "advantage_normalize": "--normalize",
+    "freeze_vision": "--train-vision",
+    "video_time_limit": "--time-limit",
+}
 
 
 def add(commands: Any) -> None:
@@ -17,17 +27,9 @@ def add(commands: Any) -> None:
     train.add_argument("--video-root", type=Path, help="folder of the videos, if not beside the annotations")
     train.add_argument("--out", type=Path, required=True, help="folder of the trained checkpoint")
     train.add_argument("--steps", type=int, default=80, help="training steps (%(default)s)")
-    train.add_argument("--prompts", type=int, default=8, help="prompts a step (%(default)s)")
-    train.add_argument("--rollouts", type=int, default=8, help="responses a prompt (%(default)s)")
-    train.add_argument("--learning-rate", type=float, default=1e-6, help="(%(default)s; the tiny model wants 3e-4)")
-    train.add_argument("--max-new-tokens", type=int, default=512, help="longest response (%(default)s)")
-    train.add_argument("--beta", type=float, default=0.01, help="weight of the KL term (%(default)s)")
-    train.add_argument("--credit", default="token_adv", help="token_adv or uniform (%(default)s)")
-    train.add_argument("--normalize", default="segments", help="tokens, segments, rewards, sequence (%(default)s)")
-    train.add_argument("--no-zoom-reward", action="store_true", help="leave the zoom reward out")
-    train.add_argument("--train-vision", action="store_true", help="train the vision tower as well")
-    train.add_argument("--seed", type=int, default=0)
-    add_video_limits(train)
+    train.add_argument("--prompts", type=int, default=8, help="prompts per step (%(default)s)")
+    train.add_argument("--seed", type=int, default=0, help="of the data's order and of sampling (%(default)s)")
+    add_fields(train, TrainingSettings, FLAGS)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -35,27 +37,10 @@ def run(options: argparse.Namespace) -> int:
     from zoomzero.annotations import load_annotations
 
     samples = load_annotations(options.annotations, options.video_root)
-    from zoomzero.training.run import TrainOptions, train
+    from zoomzero.training.run import train, train_config
 
-    train(
-        options.model,
-        samples,
-        TrainOptions(
-            out=options.out,
-            steps=options.steps,
-            num_prompts=options.prompts,
-            num_rollouts=options.rollouts,
-            learning_rate=options.learning_rate,
-            max_new_tokens=options.max_new_tokens,
-            beta=options.beta,
-            credit=options.credit,
-            advantage_normalize=options.normalize,
-            zoom_reward=not options.no_zoom_reward,
-            freeze_vision=not options.train_vision,
-            video_time_limit=options.time_limit or None,
-            max_skipped_fraction=options.max_skipped_fraction,
-            seed=options.seed,
-        ),
-    )
+    settings = field_values(options, TrainingSettings)
+    config = train_config(options.out, steps=options.steps, prompts=options.prompts, seed=options.seed, **settings)
+    train(options.model, samples, config)
     print(f"checkpoint: {options.out}")
     return 0

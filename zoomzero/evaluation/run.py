@@ -12,7 +12,8 @@ from pathlib import Path
 from zoomzero.annotations import Sample
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Answer, Query, Reading, ZoomZero
 from zoomzero.evaluation.records import Asked, Evaluation, Run
-from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS, VideoError, open_video
+from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
+from zoomzero.video import VideoError, open_video
 from zoomzero.video.cache import VideoCache
 from zoomzero.video.prefetch import Prefetcher
 
@@ -24,9 +25,9 @@ def evaluate(
     strategy: str = "coarse_to_fine",
     budget_tokens: int | None = None,
     batch_size: int = 1,
-    max_new_tokens: int = 512,
-    max_skipped_fraction: float = 0.05,
-    time_limit: float | None = DEFAULT_TIME_LIMIT_SECONDS,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_skipped_fraction: float = MAX_SKIPPED_FRACTION,
+    time_limit: float | None = TIME_LIMIT_SECONDS,
     read_ahead: int | None = None,
     run_folder: str | os.PathLike[str] | None = None,
     on_progress: Callable[[int, int], None] | None = None,

@@ -8,6 +8,7 @@ subclass that writes per-token advantages into ``inputs["advantages"]`` gets tok
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,12 @@ _MODEL_INPUTS = (
 )
 # The sum over each sequence, averaged over the sequences: "dr_grpo" with a length of one.
 _LUSPO = "luspo"
+
+
+def supported_trl() -> str:
+    """The releases of TRL that these hooks were written for, as pip takes them: those the package asks for."""
+    (asked, *_) = [line for line in importlib.metadata.requires("zoomzero") or () if line.startswith("trl")]
+    return asked.partition(";")[0].strip()
 
 
 class FusedGRPOLossMixin:
@@ -75,7 +82,7 @@ class FusedGRPOLossMixin:
         if trainers and found != ("model", "inputs"):
             raise TypeError(
                 f"FusedGRPOLossMixin: the trainer must have a method _compute_loss(model, inputs), got {found} in "
-                f"{trainers[0].__name__}; use GRPOTrainer of trl>=1.16,<1.17"
+                f"{trainers[0].__name__}; use GRPOTrainer of {supported_trl()}"
             )
 
     def _check_fused_options(self) -> None:

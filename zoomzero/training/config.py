@@ -1,17 +1,23 @@
-"""Settings of `ZoomZeroTrainer`: TRL's GRPO settings plus the method's switches, checked before anything is loaded."""
+"""`ZoomZeroConfig`: TRL's GRPO settings and the method's, checked before anything is loaded."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
+from zoomzero.limits import TIME_LIMIT_SECONDS
 from zoomzero.skipping import check_skipped_fraction
-from zoomzero.video import DEFAULT_TIME_LIMIT_SECONDS
+from zoomzero.training.settings import CREDITS, ZOOM_SCORERS, TrainingSettings
+from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.token_advantages import NORMALIZATIONS
 
-CREDITS = ("token_adv", "uniform")
-NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
-ZOOM_SCORERS = ("reference", "policy")
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+AT_LEAST_ONE = (
+    "max_completion_length",
+    "feature_cache_bytes",
+    "frame_cache_bytes",
+    "zoom_batch_size",
+    "generation_prompts",
+)
 
 # Settings of TRL that change what a step computes and that this trainer does not implement: (name, the only value, what
 # to do instead). A setting that would silently do nothing is an error.
@@ -36,7 +42,11 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("use_bias_correction_kl", False, "the KL term is the clamped k3 estimate"),
     ("sync_ref_model", False, "the reference stays the start model"),
     ("router_aux_loss_coef", None, "Qwen2.5-VL has no experts"),
-    ("cast_lm_head_to_fp32", False, "the fused loss computes its logits in float32 already"),
+    (
+        "cast_lm_head_to_fp32",
+        False,
+        "the logits have the dtype of the head's weight and the loss float32; load the model in float32",
+    ),
     (
         "load_best_model_at_end",
         False,
@@ -49,80 +59,19 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
 
 
 @dataclass
-class ZoomZeroConfig(GRPOConfig):
-    """TRL's `GRPOConfig` with Zoom-Zero's settings; unsupported combinations raise ValueError at construction.
+class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # None has no meaning in ours
+    """TRL's `GRPOConfig` with the method's settings; unsupported combinations raise ValueError at construction.
 
-    Defaults that differ from TRL's: max_completion_length 512, epsilon_high 0.28, beta 0.01 and use_bias_correction_kl
-    off (the paper's KL term), gradient_checkpointing off, bf16 off (mixed precision must be asked for).
+    Settings and defaults of `TrainingSettings` take precedence over TRL's.
     """
 
-    zoom_reward: bool = field(
-        default=True, metadata={"help": "Answer again from the zoomed frames and reward a right answer (R_zoom)."}
-    )
-    zoom_scorer: str = field(
-        default="reference", metadata={"help": "Who answers the zoom pass: the frozen start model or the policy."}
-    )
-    credit: str = field(
-        default="token_adv",
-        metadata={
-            "help": "token_adv: TokenAdv's credit by token set; uniform: plain GRPO, every reward to every token."
-        },
-    )
-    advantage_normalize: str = field(
-        default="tokens",
-        metadata={"help": "Statistics of advantages in a group: tokens (TokenAdv), segments, rewards, sequence, none."},
-    )
-    online_filter: bool = field(
-        default=False,
-        metadata={
-            "help": "Leave out of the loss groups whose answers are all right or all wrong and whose IoU is equal."
-        },
-    )
-    freeze_vision: bool = field(
-        default=True, metadata={"help": "Do not train the vision tower; each video's features are then cached."}
-    )
-    feature_cache_bytes: int = field(
-        default=1 << 30, metadata={"help": "Bound of the cached video features (pixels if the tower is trained)."}
-    )
-    frame_cache_bytes: int = field(
-        default=1 << 29, metadata={"help": "Bound of the decoded frames of small videos kept in memory."}
-    )
-    read_ahead_bytes: int = field(
-        default=1 << 30,
-        metadata={"help": "Bound of the next batch's videos read while the model works; 0 reads nothing ahead."},
-    )
-    video_time_limit: float | None = field(
-        default=DEFAULT_TIME_LIMIT_SECONDS,
-        metadata={
-            "help": "Seconds after which a decoder that gives no sign of life is stopped and its sample skipped; None "
-            "decodes in this process."
-        },
-    )
-    max_skipped_fraction: float = field(
-        default=0.05,
-        metadata={"help": "Training stops when the videos of more than this share of the samples are unreadable."},
-    )
-    zoom_batch_size: int = field(default=64, metadata={"help": "Zoom prompts scored in one forward."})
-    generation_prompts: int = field(
-        default=16, metadata={"help": "Prompts prefilled and decoded together; each brings num_generations rows."}
-    )
-    epsilon_high: float | None = field(default=0.28, metadata={"help": "Upper clip of the ratio (0.28 as in DAPO)."})
-    beta: float = field(
-        default=0.01, metadata={"help": "Weight of the KL term to the frozen start model; 0 leaves it out."}
-    )
-    num_generations: int = field(default=8, metadata={"help": "Responses a prompt; a group."})
     steps_per_generation: int = field(  # type: ignore[assignment]  # TRL fills it in from the batch sizes
         default=None,
         metadata={"help": "Micro-batches a generation batch is trained in; gradient accumulation unless set."},
     )
-    max_completion_length: int = field(default=512, metadata={"help": "Longest response in tokens."})
     use_bias_correction_kl: bool = field(
         default=False, metadata={"help": "Must stay off: the KL term is the clamped k3 estimate of the paper."}
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "Recompute activations in the backward pass to save memory."}
-    )
-    bf16: bool = field(default=False, metadata={"help": "bfloat16 mixed precision in the loss and the zoom pass."})
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -162,7 +111,7 @@ class ZoomZeroConfig(GRPOConfig):
                 raise ValueError(
                     f"ZoomZeroConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}; pick one"
                 )
-        for name in ("feature_cache_bytes", "frame_cache_bytes", "zoom_batch_size", "generation_prompts"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"ZoomZeroConfig: {name} must be at least 1, got {getattr(self, name)}; raise it")
         if self.read_ahead_bytes < 0:
@@ -173,7 +122,7 @@ class ZoomZeroConfig(GRPOConfig):
         if self.video_time_limit is not None and not self.video_time_limit > 0:
             raise ValueError(
                 f"ZoomZeroConfig: video_time_limit must be positive seconds or None, got {self.video_time_limit}; "
-                f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual"
+                f"{TIME_LIMIT_SECONDS:g} is usual"
             )
         check_skipped_fraction("ZoomZeroConfig", self.max_skipped_fraction)
         if not self.temperature > 0:

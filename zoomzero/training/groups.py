@@ -14,19 +14,22 @@ from zoomzero.rollouts import Rollouts
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """P prompts and their P * G responses, the G of a prompt next to each other.
-
-    token_ids int64, mask bool, advantages float32 [P*G, T]; old_logps, ref_logps float32 [P*G, T] or None (on policy,
-    no KL term); num_items: valid tokens of the whole generation batch, whichever slice of it this is.
-    """
+    """P prompts and their P * G responses, the G of a prompt next to each other."""
 
     prompts: list[PreparedPrompt]
+    """P prompts; with pixels where the vision tower is trained."""
     token_ids: Tensor
+    """int64 [P*G, T], padded."""
     mask: Tensor
+    """bool [P*G, T]: the tokens that the loss takes."""
     advantages: Tensor
+    """float32 [P*G, T]."""
     old_logps: Tensor | None
+    """float32 [P*G, T] of the policy that generated; None on policy."""
     ref_logps: Tensor | None
+    """float32 [P*G, T] of the frozen start model; None without a KL term."""
     num_items: int
+    """Valid tokens of the whole generation batch, whichever slice of it this is."""
 
     @staticmethod
     def empty(device: torch.device) -> "GroupBatch":

@@ -34,7 +34,7 @@ def group_loss(
             temperature=config.temperature,
             beta=config.beta,
             clip_low=config.epsilon,
-            clip_high=config.epsilon if config.epsilon_high is None else config.epsilon_high,
+            clip_high=config.epsilon_high,
             loss_type=config.loss_type,
             max_completion_length=config.max_completion_length,
             num_items=num_items,

@@ -27,14 +27,16 @@ from zoomzero.video import VideoError
 
 @dataclass(frozen=True)
 class Scores:
-    """rewards float32 [B, 4] in the order of `REWARDS`; spans: those inside the video that each response zooms into;
-    num_zoom_prompts: distinct prompts that the zoom pass scored; unreadable: why, by path, for videos that broke; the
-    rewards of their responses mean nothing and must be left out (`select`)."""
+    """What B responses are worth."""
 
     rewards: Tensor
+    """float32 [B, 4] in the order of `REWARDS`."""
     spans: list[list[tuple[float, float]]]
+    """Those inside the video that each response zooms into."""
     num_zoom_prompts: int
+    """Distinct prompts that the zoom pass scored."""
     unreadable: Mapping[str, VideoError] = field(default_factory=dict)
+    """Why, by path, for videos that broke; their responses' rewards mean nothing and must be left out (`select`)."""
 
     def select(self, rows: Sequence[int]) -> "Scores":
         """Scores of some of the responses."""

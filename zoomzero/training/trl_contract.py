@@ -9,7 +9,9 @@ import inspect
 import trl
 from trl import GRPOTrainer
 
-REMEDY = "install trl>=1.16,<1.17, the releases that this trainer was written for"
+from zoomzero.integrations.trl import supported_trl
+
+REMEDY = f"install {supported_trl()}, the releases that this trainer was written for"
 
 # Method and its parameters without self.
 METHODS = {

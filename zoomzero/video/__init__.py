@@ -9,11 +9,11 @@ import torch
 
 from zoomzero.video.base import Video
 from zoomzero.video.errors import VideoError
-from zoomzero.video.guarded import DEFAULT_TIME_LIMIT_SECONDS, GuardedVideo
+from zoomzero.video.guarded import GuardedVideo
 from zoomzero.video.pyav import PyAVVideo
 from zoomzero.video.source import OpenOptions, Source
 
-__all__ = ["DEFAULT_TIME_LIMIT_SECONDS", "Video", "VideoError", "open_video"]
+__all__ = ["Video", "VideoError", "open_video"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ def open_video(
     device: str | torch.device | None = None,
     time_limit: float | None = None,
     num_threads: int = 0,
-    max_pixels: int = 8192 * 8192,
+    max_pixels: int = OpenOptions.max_pixels,
 ) -> Video:
     """Open a video and read its frame table; hardly any frame is decoded.
 
@@ -37,9 +37,9 @@ def open_video(
             720x576 gives frames of 720x576).
         device: where DALI decodes and leaves frames; None is the current GPU, or the CPU without one. PyAV's frames are
             on the CPU always.
-        time_limit: None reads in this process. A number of seconds (DEFAULT_TIME_LIMIT_SECONDS is usual) is for files
-            one does not trust, which can hang or crash a decoder: PyAV then works in another process, which is killed
-            when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table read and its
+        time_limit: None reads in this process. A number of seconds (`zoomzero.limits.TIME_LIMIT_SECONDS` is usual) is
+            for files one does not trust, which can hang or crash a decoder: PyAV then works in another process, which
+            is killed when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table read and its
             first frame decoded in that process first; DALI itself cannot be stopped, so backend "pyav" is the one that
             is guarded throughout.
         num_threads: decoder threads on the CPU; 0 lets FFmpeg choose.

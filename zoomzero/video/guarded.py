@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zoomzero.limits import TIME_LIMIT_SECONDS
 from zoomzero.video.base import Indices, Video
 from zoomzero.video.errors import VideoError
 from zoomzero.video.orientation import Orientation
 from zoomzero.video.source import OpenOptions, Source, check_source, source_name
 from zoomzero.video.table import FrameTable
 
-DEFAULT_TIME_LIMIT_SECONDS = 120.0
 # Importing torch on a busy machine; not the file's fault, so apart from its limit.
 START_LIMIT_SECONDS = 120.0
 PIPE_BYTES = 1 << 20
@@ -158,8 +158,7 @@ class GuardedVideo(Video):
     def __init__(self, source: Source, options: OpenOptions, time_limit: float) -> None:
         if not time_limit > 0:
             raise ValueError(
-                f"open_video: time_limit must be positive seconds, got {time_limit}; "
-                f"{DEFAULT_TIME_LIMIT_SECONDS:g} is usual"
+                f"open_video: time_limit must be positive seconds, got {time_limit}; {TIME_LIMIT_SECONDS:g} is usual"
             )
         self.path = source_name(source)
         self._options = options

@@ -1,0 +1,10 @@
+"""Limits with one default wherever they can be given. Imports nothing, so that --help can show them at once."""
+
+MAX_NEW_TOKENS = 512
+"""Longest response in tokens, as the method was trained."""
+
+MAX_SKIPPED_FRACTION = 0.05
+"""Share of a run's samples whose videos may be unreadable before the run stops."""
+
+TIME_LIMIT_SECONDS = 120.0
+"""Seconds after which a decoder that gives no sign of life is stopped."""
