@@ -39,9 +39,9 @@ def open_video(
             on the CPU always.
         time_limit: None reads in this process. A number of seconds (`zoomzero.limits.TIME_LIMIT_SECONDS` is usual) is
             for files one does not trust, which can hang or crash a decoder: PyAV then works in another process, which
-            is killed when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table read and its
-            first frame decoded in that process first; DALI itself cannot be stopped, so backend "pyav" is the one that
-            is guarded throughout.
+            is killed when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table
+            read and its first frame decoded in that process first; DALI itself cannot be stopped, so backend "pyav" is
+            the one that is guarded throughout.
         num_threads: decoder threads on the CPU; 0 lets FFmpeg choose.
         max_pixels: files that claim a larger width * height are refused.
 
