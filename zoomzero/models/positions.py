@@ -9,12 +9,14 @@ transformers 5.3 to 5.24 start it at block start + max(h, w) instead, inside the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from zoomzero.models.base import Family
 from zoomzero.models.families import family_of
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def mrope_positions(config: PretrainedConfig, inputs: Mapping[str, Tensor]) -> t
     Raises:
         ValueError: the config is of another family, or grids and visual tokens do not fit each other.
     """
+    family = family_of(config)
     ids = inputs["input_ids"]
     if ids.dim() != 2 or ids.shape[0] != 1:
         raise ValueError(f"mrope_positions: input_ids must be of one prompt [1, L], got {list(ids.shape)}; pass one")
@@ -58,7 +61,7 @@ def mrope_positions(config: PretrainedConfig, inputs: Mapping[str, Tensor]) -> t
             f"mrope_positions: mm_token_type_ids must be as long as input_ids, got {len(kinds)} for {ids.shape[1]}; "
             "pass both as the processor gave them"
         )
-    waiting = {IMAGE: _image_blocks(config, inputs), VIDEO: _video_blocks(config, inputs)}
+    waiting = {IMAGE: _image_blocks(config, inputs), VIDEO: _video_blocks(config, family, inputs)}
     parts: list[Tensor] = []
     place = following = 0
     while place < len(kinds):
@@ -109,8 +112,7 @@ def _image_blocks(config: PretrainedConfig, inputs: Mapping[str, Tensor]) -> lis
     return [_Block(IMAGE, torch.arange(t), h // merge, w // merge) for t, h, w in _grids(inputs, "image_grid_thw")]
 
 
-def _video_blocks(config: PretrainedConfig, inputs: Mapping[str, Tensor]) -> list[_Block]:
-    family = family_of(config)
+def _video_blocks(config: PretrainedConfig, family: Family, inputs: Mapping[str, Tensor]) -> list[_Block]:
     merge = config.vision_config.spatial_merge_size
     grids = _grids(inputs, "video_grid_thw")
     seconds = inputs.get("second_per_grid_ts") if family.seconds_in_positions else None
@@ -122,6 +124,12 @@ def _video_blocks(config: PretrainedConfig, inputs: Mapping[str, Tensor]) -> lis
                 f"mrope_positions: second_per_grid_ts must have one value per video, got {len(steps)} for "
                 f"{len(grids)} videos; pass the processor's output unchanged"
             )
+        for step in steps:
+            if not 0 <= step < math.inf:
+                raise ValueError(
+                    f"mrope_positions: second_per_grid_ts must be finite and not negative, got {step}; pass the "
+                    "seconds from one temporal patch to the next"
+                )
     blocks: list[_Block] = []
     for (t, h, w), step in zip(grids, steps, strict=True):
         if family.times_in_prompt:
