@@ -1,7 +1,16 @@
 """Evaluating grounded video question answering: benchmarks, metrics, and running a model over annotated samples."""
 
 from zoomzero.annotations import load_annotations, load_benchmark
-from zoomzero.evaluation.metrics import Prediction, metrics, nextgqa_metrics
+from zoomzero.evaluation.metrics import (
+    Prediction,
+    cgbench_metrics,
+    metric_intervals,
+    metrics,
+    metrics_by,
+    nextgqa_metrics,
+    rextime_metrics,
+    task_average,
+)
 from zoomzero.evaluation.records import Evaluation, EvaluationStopped
 from zoomzero.evaluation.run import evaluate
 
@@ -9,9 +18,14 @@ __all__ = [
     "Evaluation",
     "EvaluationStopped",
     "Prediction",
+    "cgbench_metrics",
     "evaluate",
     "load_annotations",
     "load_benchmark",
+    "metric_intervals",
     "metrics",
+    "metrics_by",
     "nextgqa_metrics",
+    "rextime_metrics",
+    "task_average",
 ]
