@@ -3,7 +3,7 @@
 Plan: coarse pass at 0.5 fps to 8192 visual tokens, then a zoom of 10 s at 4 fps to 4096 tokens; 1280 x 720 at 30 fps,
 H.264. Every way runs in a process of its own, in turn, several times; the table gives medians.
 
-- ours: open_video, plan_frames, frame_resample through VideoInputs.encode; one opened file for both passes.
+- ours: open_video, plan_frames, frame_resample through VideoInputs.read; one opened file for both passes.
 - paper: decord reads every 2 fps frame at full size into memory, torchvision's bicubic and the transformers processor
   make patches; for the zoom the file is read a second time the same way, and the frames inside the span are kept.
 - paper, seeking zoom: the same, but the second reading decodes the frames of the zoom only; kinder than the paper's
@@ -142,7 +142,7 @@ def ours(path: Path) -> Iterator[torch.Tensor]:
     inputs = VideoInputs(PreTrainedTokenizerFast(tokenizer_object=vocabulary, unk_token="<unk>"))
     with open_video(path, backend="pyav") as video:
         for plan in plans(video.duration):
-            yield inputs.encode(video, plan).pixel_values_videos
+            yield inputs.read(video, plan).pixel_values_videos
 
 
 def patches(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

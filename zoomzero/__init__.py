@@ -7,7 +7,8 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoomzero.answering.engine import Answer, Pass, Query, ZoomZero
+    from zoomzero.answering.answer import Answer, AnswerOptions, Cost, Pass, Query
+    from zoomzero.answering.engine import ZoomZero
     from zoomzero.inputs import VideoInputs, load_processor
     from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 # Loaded when first used: `import zoomzero.intervals` should not take the seconds that transformers and TRL take.
 _HOMES = {
-    "Answer": "zoomzero.answering.engine",
-    "Pass": "zoomzero.answering.engine",
-    "Query": "zoomzero.answering.engine",
+    "Answer": "zoomzero.answering.answer",
+    "AnswerOptions": "zoomzero.answering.answer",
+    "Cost": "zoomzero.answering.answer",
+    "Pass": "zoomzero.answering.answer",
+    "Query": "zoomzero.answering.answer",
     "VideoInputs": "zoomzero.inputs",
     "ZoomZero": "zoomzero.answering.engine",
     "ZoomZeroConfig": "zoomzero.training",
@@ -27,6 +30,8 @@ _HOMES = {
 
 __all__ = [
     "Answer",
+    "AnswerOptions",
+    "Cost",
     "Pass",
     "Query",
     "VideoInputs",

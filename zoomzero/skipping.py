@@ -12,7 +12,7 @@ from zoomzero.limits import MAX_SKIPPED_FRACTION
 from zoomzero.video import VideoError
 
 if TYPE_CHECKING:
-    from zoomzero.looks.encoder import PreparedPrompt
+    from zoomzero.looks import PreparedPrompt
 
 # Name of a run's list of skipped samples, in the run's folder.
 SKIPPED_FILE = "skipped.jsonl"

@@ -8,7 +8,7 @@ import torch
 
 from zoomzero import ZoomZero
 from zoomzero.answering import engine as engine_module
-from zoomzero.answering.engine import Query
+from zoomzero.answering.answer import AnswerOptions, Query
 from zoomzero.synthetic import make_clips
 from zoomzero.synthetic.clips import Clip
 from zoomzero.video import VideoError, open_video
@@ -58,7 +58,7 @@ def test_carried_model_reads_better_zoomed_than_coarse(engine: ZoomZero, clips: 
     """On the true spans it reads nearly every letter; at coarse resolution it cannot."""
     questions = [(clip, question) for clip in clips for question in clip.questions]
     queries = [Query(clip.path, question.question, OPTIONS) for clip, question in questions]
-    answers = engine.answer_batch(queries, max_new_tokens=40)
+    answers = engine.answer_batch(queries, AnswerOptions(max_new_tokens=40))
     coarse = sum(a.passes[0].letter == q.answer for a, (_, q) in zip(answers, questions, strict=True))
     zoomed = sum(a.letter == q.answer for a, (_, q) in zip(answers, questions, strict=True))
     assert zoomed > coarse
@@ -83,7 +83,7 @@ def test_letters_beyond_the_options_are_no_answer(engine: ZoomZero, clips: list[
 
 def test_answering_leaves_the_model_unchanged(engine: ZoomZero, clips: list[Clip]) -> None:
     before = [value.clone() for value in engine.model.parameters()]
-    engine.answer_batch([Query(clips[0].path, "Which letter is on the red sign?", OPTIONS)] * 2, max_new_tokens=4)
+    engine.answer_batch([Query(clips[0].path, "Which letter is on the red sign?", OPTIONS)] * 2, AnswerOptions(max_new_tokens=4))
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
 
 
@@ -94,7 +94,7 @@ def test_questions_on_one_video_read_its_frame_table_once(
     monkeypatch.setattr(engine_module, "open_video", lambda path: opened.append(path) or open_video(path))
     fresh = ZoomZero(engine.model, engine.processor)
     queries = [Query(clips[i].path, question.question, OPTIONS) for i in (0, 1) for question in clips[i].questions]
-    together = fresh.answer_batch(queries, max_new_tokens=40)
+    together = fresh.answer_batch(queries, AnswerOptions(max_new_tokens=40))
     again = [fresh.answer(q.video, q.question, q.options, max_new_tokens=40) for q in queries]
     assert opened == [str(clips[0].path), str(clips[1].path)]
     assert [(a.letter, a.spans) for a in together] == [(a.letter, a.spans) for a in again]

@@ -19,7 +19,7 @@ from zoomzero.evaluation import (
     load_benchmark,
 )
 from zoomzero.evaluation import run as evaluation
-from zoomzero.inputs import EncodedVideo
+from zoomzero.patches import VideoPatches
 from zoomzero.synthetic import make_clips, tiny_model, tiny_processor
 from zoomzero.video import Video, VideoError, guarded
 
@@ -86,9 +86,9 @@ def test_questions_on_one_video_open_and_read_it_once(tmp_path: Path, monkeypatc
         return real(path, **options)
 
     engine = ZoomZero(tiny_model(), tiny_processor())
-    encode = engine.processor.encode
+    encode = engine.processor.read
     monkeypatch.setattr(evaluation, "open_video", counting)
-    monkeypatch.setattr(engine.processor, "encode", lambda v, p: encoded.append(v.path) or encode(v, p))
+    monkeypatch.setattr(engine.processor, "read", lambda v, p: encoded.append(v.path) or encode(v, p))
     result = evaluate(engine, samples, strategy="single", batch_size=1, read_ahead=1, max_new_tokens=2)
     assert len(result.answers) == 5
     assert opened == [Path(samples[0].video).name, Path(samples[2].video).name]
@@ -152,15 +152,15 @@ def test_a_video_that_breaks_in_the_zoom_costs_its_own_sample_only(
     samples = _questions(tmp_path, 2)
     engine = ZoomZero(tiny_model(), tiny_processor())
     whole = evaluate(engine, samples, batch_size=4, max_new_tokens=6)
-    encode = engine.processor.encode
+    encode = engine.processor.read
 
-    def breaking(video: Video, plan: FramePlan) -> EncodedVideo:
+    def breaking(video: Video, plan: FramePlan) -> VideoPatches:
         # The zoom pass has four frames at most.
         if video.path == samples[0].video and len(plan.timestamps) <= 4:
             raise VideoError(video.path, "the frame at 3.000 s cannot be decoded")
         return encode(video, plan)
 
-    monkeypatch.setattr(engine.processor, "encode", breaking)
+    monkeypatch.setattr(engine.processor, "read", breaking)
     result = evaluate(engine, samples, batch_size=4, max_new_tokens=6, max_skipped_fraction=0.5)
     assert [answer is None for answer in result.answers] == [True, True, False, False]
     for index in (2, 3):

@@ -10,7 +10,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import Qwen2VLVideoProcessor
 
 from zoomzero.inputs import VideoInputs, load_processor
-from zoomzero.prompts import Prompts
+from zoomzero.prompts import Inquiry, Prompts
 from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic import make_clips, tiny_checkpoint, tiny_processor
 from zoomzero.synthetic.clips import Clip
@@ -36,7 +36,7 @@ def test_pixels_equal_those_of_transformers_processor(
 ) -> None:
     with open_video(clip.path) as video:
         plan = processor.plan(video, spans)
-        encoded = processor.encode(video, plan)
+        encoded = processor.read(video, plan)
         frames, _ = video.frames_at(plan.timestamps)
     # The size is the plan's: their processor has a budget of its own, so it gets the frames in that size.
     resized = resize(frames.permute(0, 3, 1, 2), list(plan.size), InterpolationMode.BICUBIC, antialias=True)
@@ -69,7 +69,7 @@ def test_call_gives_what_the_model_takes(clip: Clip, processor: VideoInputs) -> 
 def test_seen_frames_undo_the_patches(clip: Clip, processor: VideoInputs) -> None:
     with open_video(clip.path) as video:
         plan = processor.plan(video, [(2.0, 6.0)])
-        seen = processor.seen_frames(processor.encode(video, plan))
+        seen = processor.seen_frames(processor.read(video, plan))
         frames, _ = video.frames_at(plan.timestamps)
     assert torch.equal(seen, frames)
 
@@ -126,13 +126,15 @@ def test_span_outside_the_clip_is_refused(clip: Clip, processor: VideoInputs) ->
 
 
 def test_template_text_cannot_reach_attributes() -> None:
-    text = Prompts(coarse="{question.__class__} $question").coarse_text("$options?", ("x", "y"))
+    prompts = Prompts(coarse="{question.__class__} $question")
+    text = prompts.around_video(Inquiry("$options?", ("x", "y"), 1.0), zoomed=False)
     assert text == ("", "{question.__class__} $options?")
 
 
 def test_video_stands_where_the_template_says() -> None:
     prompts = Prompts(coarse="$question$video$options")
-    assert prompts.coarse_text("$video?", ("x", "y")) == ("$video?", "(A) x\n(B) y")
+    inquiry = Inquiry("$video?", ("x", "y"), 1.0)
+    assert prompts.around_video(inquiry, zoomed=False) == ("$video?", "(A) x\n(B) y")
 
 
 def test_settings_survive_saving_and_bad_files_are_refused(tmp_path: Path) -> None:

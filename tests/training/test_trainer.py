@@ -14,7 +14,7 @@ from trl import GRPOConfig
 
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks import encoder as prompts_module
-from zoomzero.looks.encoder import PromptEncoder
+from zoomzero.looks.rows import RowEncoder
 from zoomzero.responses import Response, parse
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect, scoring
@@ -80,9 +80,9 @@ def varied_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "score", varied)
 
 
-def _encoder(processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, **changes: Any) -> PromptEncoder:
+def _encoder(processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, **changes: Any) -> RowEncoder:
     options = {"freeze_vision": True, "feature_bytes": 1 << 24, "frame_bytes": 1 << 26, **changes}
-    return PromptEncoder(processor, model, **options)
+    return RowEncoder(processor, model, **options)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:

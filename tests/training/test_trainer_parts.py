@@ -7,7 +7,7 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from zoomzero.looks.cache import ByteBoundedCache
+from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts
 from zoomzero.training.config import UNSUPPORTED, ZoomZeroConfig

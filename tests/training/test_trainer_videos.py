@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from zoomzero.budget import FramePlan
-from zoomzero.inputs import EncodedVideo, VideoInputs
+from zoomzero.inputs import VideoInputs
 from zoomzero.looks.read_ahead import THREAD_NAME, ReadAhead, ReadVideo, Reserve
 from zoomzero.looks.videos import VideoStore
+from zoomzero.patches import VideoPatches
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect
 from zoomzero.video import Video, VideoError, guarded, open_video
@@ -175,14 +176,14 @@ def test_a_video_that_breaks_in_the_zoom_leaves_the_batch(
 ) -> None:
     trainer = build(rows)
     trainer.model.train()
-    encode = VideoInputs.encode
+    encode = VideoInputs.read
 
-    def breaking(self: VideoInputs, video: Video, plan: FramePlan) -> EncodedVideo:
+    def breaking(self: VideoInputs, video: Video, plan: FramePlan) -> VideoPatches:
         if video.path == rows[0]["video"] and len(plan.timestamps) <= 4:
             raise VideoError(video.path, "the frame at 3.000 s cannot be decoded")
         return encode(self, video, plan)
 
-    monkeypatch.setattr(VideoInputs, "encode", breaking)
+    monkeypatch.setattr(VideoInputs, "read", breaking)
     groups = trainer._generate_and_score_completions(_batch(rows[0], rows[2], rows[1]))["groups"]
     assert len(groups.prompts) == 1
     assert groups.token_ids.shape[0] == groups.advantages.shape[0] == 4
@@ -206,7 +207,7 @@ def test_evaluation_counts_its_own_samples(build: Build, rows: list[Row], broken
 
 def test_a_decoder_that_hangs_costs_its_own_group_only(build: Build, rows: list[Row], tmp_path: Path) -> None:
     trainer = build([rows[0], rows[2], rows[4]], video_time_limit=1.0)
-    real = trainer.encoder._videos.open
+    real = trainer.encoder.videos.store.open
 
     def hanging(path: str) -> Video:
         if path == rows[2]["video"]:
@@ -216,7 +217,7 @@ def test_a_decoder_that_hangs_costs_its_own_group_only(build: Build, rows: list[
                 return real(path)
         return real(path)
 
-    trainer.encoder._videos.open = hanging
+    trainer.encoder.videos.store.open = hanging
     trainer.train()
     assert trainer.state.global_step == 3
     (line,) = _lines(tmp_path)
@@ -235,10 +236,10 @@ def test_the_next_batch_is_read_while_the_model_works(
     trainer = build(data)
     read = {row["video"]: threading.Event() for row in data}
     threads: list[str] = []
-    encode, generate = VideoInputs.encode, collect.generate
+    encode, generate = VideoInputs.read, collect.generate
     following = iter([row["video"] for row in data[1:]])
 
-    def watched(self: VideoInputs, video: Video, plan: FramePlan) -> EncodedVideo:
+    def watched(self: VideoInputs, video: Video, plan: FramePlan) -> VideoPatches:
         encoded = encode(self, video, plan)
         if len(plan.timestamps) > 4:  # the coarse pass
             threads.append(threading.current_thread().name)
@@ -250,7 +251,7 @@ def test_the_next_batch_is_read_while_the_model_works(
         assert path is None or read[path].wait(60), f"{path} was not read during generation"
         return generate(*args)
 
-    monkeypatch.setattr(VideoInputs, "encode", watched)
+    monkeypatch.setattr(VideoInputs, "read", watched)
     monkeypatch.setattr(collect, "generate", waiting)
     trainer.train()
     assert trainer.state.global_step == 3
@@ -258,7 +259,7 @@ def test_the_next_batch_is_read_while_the_model_works(
     assert len(threads) == 3
     assert sum(name.startswith(THREAD_NAME) for name in threads) >= 2
     assert _threads() == 0
-    assert len(trainer.encoder._ahead) == 0
+    assert len(trainer.encoder.videos.ahead) == 0
 
 
 @pytest.mark.parametrize("freeze_vision", [True, False])

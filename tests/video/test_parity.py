@@ -28,6 +28,7 @@ from zoomzero import inputs as inputs_module
 from zoomzero.answering.engine import ZoomZero
 from zoomzero.budget import plan_frames
 from zoomzero.inputs import CLIP_STD, VIDEO_PAD, VideoInputs, load_processor
+from zoomzero.prompts import Inquiry
 from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic.tiny_model import tiny_tokenizer
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
@@ -51,7 +52,7 @@ def test_patches_equal_the_transformers_processor(
 ) -> None:
     with open_video(write_clip(tmp_path, ClipSpec("clip.mp4", b_frames=2))) as video:
         plan = inputs.plan(video, spans)
-        ours = inputs.encode(video, plan)
+        ours = inputs.read(video, plan)
         frames, _ = video.frames_at(plan.timestamps)
     small = resize(frames.permute(0, 3, 1, 2), list(plan.size), InterpolationMode.BICUBIC, antialias=True)
     processor = Qwen2VLVideoProcessor(do_resize=False, do_sample_frames=False)
@@ -72,7 +73,7 @@ def test_chunks_are_bounded_in_bytes_and_change_nothing(
 ) -> None:
     with open_video(write_clip(tmp_path, ClipSpec("clip.mp4", num_frames=300))) as video:
         plan = inputs.plan(video)
-        expected = inputs.encode(video, plan).pixel_values_videos
+        expected = inputs.read(video, plan).pixel_values_videos
         stream, chunks = video.stream, []
 
         def counted(seconds: Times, chunk: int) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
@@ -81,7 +82,7 @@ def test_chunks_are_bounded_in_bytes_and_change_nothing(
 
         monkeypatch.setattr(video, "stream", counted)
         monkeypatch.setattr(inputs_module, "CHUNK_BYTES", num_bytes)
-        assert torch.equal(inputs.encode(video, plan).pixel_values_videos, expected)
+        assert torch.equal(inputs.read(video, plan).pixel_values_videos, expected)
     step_bytes = 2 * 64 * 128 * 3 + inputs.patch_bytes(plan) // (len(plan.timestamps) // 2)
     assert chunks[0] % 2 == 0
     assert chunks[0] <= largest or largest == 100
@@ -126,7 +127,8 @@ def test_qwen3_inputs_equal_the_transformers_processor(
         assert len(plan.timestamps) in (1, 13)
     small = resize(frames.permute(0, 3, 1, 2), list(plan.size), InterpolationMode.BICUBIC, antialias=True)
     prompts = mine.settings.prompts
-    before, after = (prompts.zoom_text if spans else prompts.coarse_text)(question, options)
+    inquiry = Inquiry(question, options, video.duration)
+    before, after = prompts.around_video(inquiry, zoomed=spans is not None)
     assert before == ""
     content = [{"type": "video"}, {"type": "text", "text": after}]
     text = mine.tokenizer.apply_chat_template(
@@ -175,7 +177,7 @@ def test_patches_can_be_half_as_large(inputs: VideoInputs, tmp_path: Path) -> No
     half = VideoInputs(inputs.tokenizer, inputs.settings, dtype=torch.bfloat16)
     with open_video(write_clip(tmp_path, ClipSpec("clip.mp4"))) as video:
         plan = inputs.plan(video)
-        small, large = (processor.encode(video, plan).pixel_values_videos for processor in (half, inputs))
+        small, large = (processor.read(video, plan).pixel_values_videos for processor in (half, inputs))
     assert small.nbytes == half.patch_bytes(plan) == large.nbytes // 2 == inputs.patch_bytes(plan) // 2
     assert torch.equal(small, large.to(torch.bfloat16))
 
@@ -200,7 +202,7 @@ def test_real_clips_go_through_coarse_and_zoom(inputs: VideoInputs, name: str) -
         assert starts.tolist() == video.timestamps.tolist()
         for spans in (None, [(video.duration * 0.4, video.duration * 0.6)]):
             plan = inputs.plan(video, spans)
-            encoded = inputs.encode(video, plan)
+            encoded = inputs.read(video, plan)
             assert torch.isfinite(encoded.pixel_values_videos).all()
             # What is read for a plan is what reading every frame in order gives at those times.
             numbers = np.searchsorted(video.timestamps, plan.timestamps, side="right") - 1

@@ -1,5 +1,1 @@
-"""Answering questions about videos in two looks: `ZoomZero`, its queries and its answers."""
-
-from zoomzero.answering.engine import Answer, Pass, Query, ZoomZero
-
-__all__ = ["Answer", "Pass", "Query", "ZoomZero"]
+"""Answering questions about videos: the engine, what it takes and gives, and the strategies that it runs."""

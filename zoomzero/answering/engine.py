@@ -1,4 +1,8 @@
-"""Answering questions about videos: one look at the whole video, then a second look at the spans that look named."""
+"""Answering questions about videos: the engine that runs strategies over a model.
+
+The looks of all queries that are answered together share forwards: at most as many looks at a time as there are
+queries, so that the caller, who chose how many queries to put together, has chosen the memory too.
+"""
 
 from __future__ import annotations
 
@@ -6,110 +10,48 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 
-from zoomzero.budget import FramePlan
-from zoomzero.inputs import EncodedVideo, VideoInputs, load_processor, require_qwen2_5_inputs
-from zoomzero.intervals import clip, merge
-from zoomzero.limits import MAX_NEW_TOKENS
+from zoomzero.answering.answer import Answer, AnswerOptions, Pass, Query, Verdict
+from zoomzero.answering.passes import Passes, Said
+from zoomzero.answering.scene import Ask, Scene
+from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.answering.subtitles import Subtitles, load_subtitles
+from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.models import load_model
-from zoomzero.models.encoding import EncodedPrompt, encode_prompts
-from zoomzero.models.forward import next_token_logps
 from zoomzero.models.segment_attention import use_segment_attention
-from zoomzero.prompts import OPTION_LETTERS
-from zoomzero.responses import ANSWER, Response, parse, token_segments
-from zoomzero.rollouts import SamplingOptions
-from zoomzero.rollouts.shared_prompt import generate
+from zoomzero.patches import VideoPatches
+from zoomzero.prompts import Inquiry
+from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
 
 if TYPE_CHECKING:
-    from transformers import Qwen2_5_VLForConditionalGeneration
-
-Span = tuple[float, float]
-
-STRATEGIES = ("single", "coarse_to_fine")
+    from transformers import PreTrainedModel
 
 # Videos an engine keeps open for the next question on them.
 MAX_IDLE_VIDEOS = 4
 
-
-@dataclasses.dataclass(frozen=True)
-class Query:
-    """A multiple-choice question about a video: path (or open video), question, bare option texts."""
-
-    video: Video | str | os.PathLike[str]
-    question: str
-    options: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Pass:
-    """One look at the video.
-
-    name: "coarse" or "zoom"; plan: the frames seen; text: what the model wrote; letter: its answer, None if it gave
-    none; confidence: probability of the letter's token (0 without one); frames: uint8 [n, h, w, 3] as the model saw
-    them, where they were asked for.
-    """
-
-    name: str
-    plan: FramePlan
-    text: str
-    letter: str | None
-    confidence: float
-    frames: torch.Tensor | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """The answer to one query.
-
-    letter: the option letter, None if no pass gave one; spans: evidence in seconds, merged and inside the video;
-    confidence: probability of the letter in the pass it comes from; passes: in order; timings: seconds by step ("read",
-    "encode", "generate"; in a batch each query's share).
-    """
-
-    letter: str | None
-    spans: tuple[Span, ...]
-    confidence: float
-    passes: list[Pass]
-    timings: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer in JSON's types, frames left out."""
-        passes = [
-            {
-                "name": look.name,
-                "num_frames": len(look.plan.timestamps),
-                "size": list(look.plan.size),
-                "num_tokens": look.plan.num_tokens,
-                "text": look.text,
-                "letter": look.letter,
-                "confidence": look.confidence,
-            }
-            for look in self.passes
-        ]
-        result = {"letter": self.letter, "spans": [list(span) for span in self.spans], "confidence": self.confidence}
-        return {**result, "passes": passes, "timings": self.timings}
+# Called with a query's place in the call and a pass, as soon as it is there.
+OnPass = Callable[[int, Pass], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """A video that is open and read for the coarse pass; all queries on it share it. Close it when they are answered.
-
-    video: the open video; coarse: what the coarse pass sees; budget_tokens: visual tokens a pass (None: the
-    checkpoint's own); seconds: what reading took; num_queries: how many queries share that time.
-    """
+    """A video that is open and read for the coarse pass, for all queries on it. Close it when they are answered."""
 
     video: Video
-    coarse: EncodedVideo
-    budget_tokens: int | None
+    """The open video."""
+    coarse: VideoPatches
+    """What the coarse pass sees."""
     seconds: float
+    """What reading took."""
     num_queries: int
+    """How many queries share that time."""
     _resources: contextlib.ExitStack
 
     def close(self) -> None:
@@ -126,12 +68,12 @@ class Reading:
 
 
 class ZoomZero:
-    """A Qwen2.5-VL model with its processor, ready to answer; see `from_pretrained`.
+    """A model with its processor, ready to answer; see `from_pretrained`.
 
     The last few videos asked about stay open, so that further questions on them read no frame table again.
     """
 
-    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs) -> None:
+    def __init__(self, model: PreTrainedModel, processor: VideoInputs) -> None:
         require_qwen2_5_inputs(processor)
         use_segment_attention(model)
         self.model = model
@@ -145,11 +87,11 @@ class ZoomZero:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> ZoomZero:
-        """Load a Qwen2.5-VL checkpoint.
+        """Load a checkpoint.
 
         Args:
             path: checkpoint folder or hub name; None loads the tiny model that the package carries, which reads the
-                synthetic clips of `zoomzero.synthetic`. Qwen3-VL checkpoints are refused: their model is not supported.
+                synthetic clips of `zoomzero.synthetic` and nothing else.
             device: CUDA if there is a GPU, else the CPU, unless told.
             dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
         """
@@ -159,63 +101,62 @@ class ZoomZero:
             path = tiny_checkpoint()
         processor = load_processor(path)
         require_qwen2_5_inputs(processor)
-        model: Any = load_model(path, device, dtype)
-        return cls(model, processor)
+        return cls(load_model(path, device, dtype), processor)
 
     def answer(
         self,
         video: Video | str | os.PathLike[str],
         question: str,
-        options: Sequence[str],
+        options: Sequence[str] | None = None,
         strategy: str = "coarse_to_fine",
         budget_tokens: int | None = None,
         *,
         max_new_tokens: int = MAX_NEW_TOKENS,
         keep_frames: bool = False,
+        max_rounds: int = AnswerOptions.max_rounds,
+        max_spans: int = AnswerOptions.max_spans,
+        subtitles: Subtitles | str | os.PathLike[str] | None = None,
     ) -> Answer:
-        """Answer one multiple-choice question about a video.
+        """Answer one question about a video.
 
         Args:
             video: path of a video, or an open `Video` (which stays open).
             question: the question's text.
-            options: 2 to 8 option texts, without letters.
+            options: 2 to 8 option texts, without letters; None asks an open question, answered in words.
             strategy: "single" answers from the whole video alone; "coarse_to_fine" then looks again at the spans that
-                the first pass named, and answers from those frames.
-            budget_tokens: visual tokens a pass; the checkpoint's own unless told.
-            max_new_tokens: longest response of the first pass.
-            keep_frames: also return the frames as the model saw them, in each pass.
+                the first pass named, and answers from those frames; see `zoomzero.answering.strategies` for all.
+            budget_tokens, max_new_tokens, keep_frames, max_rounds, max_spans: see `AnswerOptions`.
+            subtitles: what is said in the video, or the path of an .srt file.
 
         Raises:
-            ValueError: question, options, strategy or budget are not valid.
+            ValueError: question, options, strategy, budget or subtitles are not valid.
             VideoError: the video cannot be read.
         """
-        query = Query(video, question, tuple(options))
-        return self.answer_batch(
-            [query], strategy, budget_tokens, max_new_tokens=max_new_tokens, keep_frames=keep_frames
-        )[0]
+        query = Query(video, question, None if options is None else tuple(options), subtitles)
+        chosen = AnswerOptions(strategy, budget_tokens, max_new_tokens, keep_frames, max_rounds, max_spans)
+        return self.answer_batch([query], chosen)[0]
 
     def answer_batch(
-        self,
-        queries: Sequence[Query],
-        strategy: str = "coarse_to_fine",
-        budget_tokens: int | None = None,
-        *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        keep_frames: bool = False,
+        self, queries: Sequence[Query], options: AnswerOptions | None = None, on_pass: OnPass | None = None
     ) -> list[Answer]:
-        """Answer several questions with one forward a pass for all of them; arguments as `answer`.
+        """Answer several questions, their looks in shared forwards.
 
         A video that several of them ask about is opened and read for the coarse pass once.
+
+        Args:
+            queries: the questions.
+            options: how to answer.
+            on_pass: called as on_pass(place of the query, pass) when a pass is done.
         """
-        _check_strategy(strategy)
+        options = options or AnswerOptions()
         sources = [query.video if isinstance(query.video, Video) else os.fspath(query.video) for query in queries]
         with contextlib.ExitStack() as stack:
             readings = {
-                source: stack.enter_context(self.read(source, budget_tokens, num_queries=sources.count(source)))
+                source: stack.enter_context(self.read(source, options.budget_tokens, num_queries=sources.count(source)))
                 for source in dict.fromkeys(sources)
             }
             asked = [(query, readings[source]) for query, source in zip(queries, sources, strict=True)]
-            results = self.answer_readings(asked, strategy, max_new_tokens=max_new_tokens, keep_frames=keep_frames)
+            results = self.answer_readings(asked, options, on_pass)
         answers = []
         for result in results:
             if isinstance(result, VideoError):
@@ -235,166 +176,129 @@ class ZoomZero:
 
         Args:
             video: path of a video, or an open one (which stays open).
-            budget_tokens: visual tokens a pass; the checkpoint's own unless told.
+            budget_tokens: visual tokens per pass; the checkpoint's own unless told.
             num_queries: queries that will share the reading; each is charged its share of the time.
             videos: where paths are opened and opened videos are kept; the engine's own unless told.
 
         Raises:
             VideoError: the video cannot be read.
         """
-        if budget_tokens is not None and budget_tokens < 1:
-            raise ValueError(
-                f"answer: budget_tokens must be at least 1, got {budget_tokens}; leave it out for the default"
-            )
         started = time.perf_counter()
         cache = self._videos if videos is None else videos
         with contextlib.ExitStack() as stack:
             opened = video if isinstance(video, Video) else stack.enter_context(cache.use(video))
-            coarse = self.processor.encode(opened, self.processor.plan(opened, budget_tokens=budget_tokens))
+            coarse = self.processor.read(opened, self.processor.plan(opened, budget_tokens=budget_tokens))
             seconds = time.perf_counter() - started
-            return Reading(opened, coarse, budget_tokens, seconds, num_queries, stack.pop_all())
+            return Reading(opened, coarse, seconds, num_queries, stack.pop_all())
 
     def answer_readings(
         self,
         asked: Sequence[tuple[Query, Reading]],
-        strategy: str = "coarse_to_fine",
-        *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        keep_frames: bool = False,
+        options: AnswerOptions | None = None,
+        on_pass: OnPass | None = None,
     ) -> list[Answer | VideoError]:
-        """Answer queries whose videos are read already; arguments as `answer`, the queries' own videos are not opened.
+        """Answer queries whose videos are read already; arguments as `answer_batch`, the queries' own videos are not
+        opened.
+
+        options.budget_tokens must be that of the readings, or their frames are read again.
 
         Returns:
-            For each query its answer, or why the frames of its zoom pass cannot be read; the others do not suffer.
+            For each query its answer, or why the frames of a pass cannot be read; the others do not suffer.
         """
-        _check_strategy(strategy)
-        work = [_Work(query, reading, self.processor, keep_frames) for query, reading in asked]
-        if work:
-            self._coarse_pass(work, max_new_tokens)
-        if strategy == "coarse_to_fine":
-            self._zoom_pass(work)
-        return [item.result() for item in work]
+        options = options or AnswerOptions()
+        passes = Passes(self.model, self.processor)
+        runs = []
+        for query, reading in asked:
+            passes.videos.add(reading.video, reading.coarse)
+            runs.append(_Run(self._scene(query, reading, options), reading.seconds / reading.num_queries))
+        while waiting := [(place, ask) for place, run in enumerate(runs) for ask in run.asks]:
+            self._run_round(passes, waiting, runs, on_pass)
+        return [run.result() for run in runs]
 
-    def _coarse_pass(self, work: Sequence[_Work], max_new_tokens: int) -> None:
-        prompts = self._encode(work, [item.reading.coarse for item in work], zoomed=False)
-        tokenizer = self.processor.tokenizer
-        options = SamplingOptions(
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=_eos_ids(self.model),
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            temperature=0.0,
-        )
-        started = time.perf_counter()
-        rollouts = generate(self.model, prompts, options)
-        _share_time(work, "generate", started)
-        for row, (item, text) in enumerate(zip(work, rollouts.texts(tokenizer), strict=True)):
-            ids = rollouts.token_ids[row][rollouts.mask[row]].tolist()
-            response = parse(text)
-            confidence = 0.0
-            if response.answer is not None:
-                place = self._letter_place(ids, response.answer)
-                confidence = float(rollouts.logps[row, place].exp()) if place is not None else 0.0
-            item.finish_coarse(text, response, confidence)
+    def _run_round(
+        self, passes: Passes, waiting: Sequence[tuple[int, Ask]], runs: Sequence[_Run], on_pass: OnPass | None
+    ) -> None:
+        """One forward after the other over what all running strategies ask for, then one step of each of them."""
+        for writes in (True, False):
+            kind = [(place, ask) for place, ask in waiting if ask.writes == writes]
+            for start in range(0, len(kind), len(runs)):
+                part = kind[start : start + len(runs)]
+                said = passes.run([ask for _, ask in part], runs[0].scene.options)
+                for (place, ask), one in zip(part, said, strict=True):
+                    made = runs[place].take(ask, one)
+                    if made is not None and on_pass is not None:
+                        on_pass(place, made)
+        for run in runs:
+            run.advance()
 
-    def _zoom_pass(self, work: Sequence[_Work]) -> None:
-        looks = [(item, video) for item in work if (video := item.zoom_look()) is not None]
-        if not looks:
-            return
-        work = [item for item, _ in looks]
-        prompts = self._encode(work, [video for _, video in looks], zoomed=True)
-        started = time.perf_counter()
-        logps = next_token_logps(self.model, prompts)
-        _share_time(work, "generate", started)
-        tokenizer = self.processor.tokenizer
-        letters = [tokenizer(letter, add_special_tokens=False).input_ids[0] for letter in OPTION_LETTERS]
-        for item, row in zip(work, logps, strict=True):
-            choices = row[letters[: len(item.query.options)]]
-            best = int(choices.argmax())
-            item.finish_zoom(OPTION_LETTERS[best], float(choices[best].exp()))
-
-    def _letter_place(self, token_ids: Sequence[int], letter: str) -> int | None:
-        """Index of the token that holds the answer's letter: tags are lower case, so the first in the element."""
-        segments = token_segments(token_ids, self.processor.tokenizer)
-        for place in (segments == ANSWER).nonzero().flatten().tolist():
-            if letter in self.processor.tokenizer.decode([token_ids[place]]):
-                return place
-        return None
-
-    @torch.no_grad()
-    def _encode(self, work: Sequence[_Work], videos: Sequence[EncodedVideo], *, zoomed: bool) -> list[EncodedPrompt]:
-        started = time.perf_counter()
-        inputs = [
-            self.processor.assemble(video, item.query.question, item.query.options, zoomed=zoomed)
-            for item, video in zip(work, videos, strict=True)
-        ]
-        prompts = encode_prompts(self.model, inputs)
-        _share_time(work, "encode", started)
-        return prompts
+    def _scene(self, query: Query, reading: Reading, options: AnswerOptions) -> Scene:
+        subtitles = query.subtitles
+        if subtitles is not None and not isinstance(subtitles, Subtitles):
+            subtitles = load_subtitles(subtitles)
+        duration = reading.video.duration
+        said = "" if subtitles is None else subtitles.text(0.0, duration)
+        inquiry = Inquiry(query.question, query.options, duration, said)
+        return Scene(reading.video, inquiry, subtitles, options, self.processor)
 
 
-class _Work:
-    """State of one query while it is answered."""
+class _Run:
+    """A strategy's generator that is being run for one query.
 
-    def __init__(self, query: Query, reading: Reading, processor: VideoInputs, keep_frames: bool) -> None:
-        self.query = query
-        self.reading = reading
-        share = reading.seconds / reading.num_queries
-        self.timings: dict[str, float] = {"read": share, "encode": 0.0, "generate": 0.0}
-        self.spans: tuple[Span, ...] = ()
-        self._processor, self._keep_frames = processor, keep_frames
+    asks: what it waits for; empty when it is done.
+    """
+
+    def __init__(self, scene: Scene, read_seconds: float) -> None:
+        self.scene = scene
+        self.asks: list[Ask] = []
+        self._read_seconds = read_seconds
+        self._timings = {"read": read_seconds, "encode": 0.0, "generate": 0.0}
         self._passes: list[Pass] = []
-        self._zoomed: tuple[FramePlan, torch.Tensor | None] | None = None
-        self._error: VideoError | None = None
+        self._said: dict[int, Pass] = {}
+        self._end: Verdict | VideoError | None = None
+        self._strategy: Generator[Sequence[Ask], Sequence[Pass], Verdict] = STRATEGIES[scene.options.strategy](scene)
+        self.asks = list(next(self._strategy))
 
-    def zoom_look(self) -> EncodedVideo | None:
-        """Read the frames inside the spans; None if they cannot be read, which is then the result."""
-        started = time.perf_counter()
-        video = self.reading.video
-        try:
-            plan = self._processor.plan(video, self.spans, budget_tokens=self.reading.budget_tokens)
-            encoded = self._processor.encode(video, plan)
-        except VideoError as error:
-            self._error = error
+    def take(self, ask: Ask, said: Said) -> Pass | None:
+        """What came of one of the looks; the pass, unless its frames cannot be read."""
+        for step, seconds in said.timings.items():
+            self._timings[step] += seconds
+        if isinstance(said.made, VideoError):
+            self._end = self._end or said.made
             return None
-        finally:
-            self.timings["read"] += time.perf_counter() - started
-        self._zoomed = plan, self._frames(encoded)
-        return encoded
+        made = said.made
+        if self._read_seconds:
+            # The first look's frames were read before its turn.
+            cost = dataclasses.replace(made.cost, seconds=made.cost.seconds + self._read_seconds)
+            made, self._read_seconds = dataclasses.replace(made, cost=cost), 0.0
+        self._said[id(ask)] = made
+        self._passes.append(made)
+        return made
 
-    def finish_coarse(self, text: str, response: Response, confidence: float) -> None:
-        letters = list(OPTION_LETTERS[: len(self.query.options)])
-        letter = response.answer if response.answer in letters else None
-        self.spans = tuple(merge(clip(response.spans, 0.0, self.reading.video.duration)))
-        coarse = self.reading.coarse
-        look = Pass("coarse", coarse.plan, text, letter, confidence if letter else 0.0, self._frames(coarse))
-        self._passes.append(look)
-
-    def finish_zoom(self, letter: str, confidence: float) -> None:
-        if self._zoomed is not None:
-            plan, frames = self._zoomed
-            self._passes.append(Pass("zoom", plan, letter, letter, confidence, frames))
-
-    def _frames(self, seen: EncodedVideo) -> torch.Tensor | None:
-        return self._processor.seen_frames(seen) if self._keep_frames else None
+    def advance(self) -> None:
+        """Hand the strategy what the model said, if it waits for that."""
+        if not self.asks:
+            return
+        asks, self.asks = self.asks, []
+        if self._end is not None:
+            self._strategy.close()
+            return
+        try:
+            self.asks = list(self._strategy.send([self._said.pop(id(ask)) for ask in asks]))
+        except StopIteration as stop:
+            self._end = stop.value
 
     def result(self) -> Answer | VideoError:
-        if self._error is not None:
-            return self._error
-        last = self._passes[-1]
-        return Answer(last.letter, self.spans, last.confidence, self._passes, self.timings)
-
-
-def _check_strategy(strategy: str) -> None:
-    if strategy not in STRATEGIES:
-        raise ValueError(f"answer: strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}; choose one")
-
-
-def _share_time(work: Sequence[_Work], step: str, started: float) -> None:
-    seconds = (time.perf_counter() - started) / len(work)
-    for item in work:
-        item.timings[step] += seconds
-
-
-def _eos_ids(model: Qwen2_5_VLForConditionalGeneration) -> tuple[int, ...]:
-    ids = model.generation_config.eos_token_id
-    return tuple(ids) if isinstance(ids, list) else (ids,)
+        """The answer, or why there is none."""
+        if self._end is None:
+            raise RuntimeError(
+                f"answer: strategy {self.scene.options.strategy!r} asked for nothing; mend its generator"
+            )
+        if isinstance(self._end, VideoError):
+            return self._end
+        end, options = self._end, self.scene.inquiry.options
+        text = (
+            end.words
+            if options is None or end.letter is None
+            else options[self.scene.inquiry.letters.index(end.letter)]
+        )
+        return Answer(end.letter, text, end.spans, end.confidence, self._passes, self._timings)

@@ -54,7 +54,7 @@ class ReadingLesson:
         self._signs: list[tuple[Sign, torch.Tensor]] = []
         for clip in clips:
             with open_video(clip.path) as video:
-                encoded = self._processor.encode(video, self._processor.plan(video))
+                encoded = self._processor.read(video, self._processor.plan(video))
                 self._coarse.append(encoded.pixel_values_videos.half())
                 for sign in clip.spec.signs:
                     start, end = sign.intervals[0]

@@ -29,16 +29,19 @@ from zoomzero.annotations import load_annotations
 from zoomzero.answering.engine import ZoomZero
 from zoomzero.demo.reading import ReadingLesson
 from zoomzero.evaluation import evaluate
-from zoomzero.inputs import EncodedVideo, VideoInputs
-from zoomzero.models.encoding import embed_tokens, prompt_positions, video_features
+from zoomzero.inputs import VideoInputs
+from zoomzero.looks.rows import RowEncoder
+from zoomzero.models.encoding import embed_tokens
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.synthetic.clips import ANNOTATION_FILE, Clip, Question, make_clips
 from zoomzero.synthetic.render import COLOURS
 from zoomzero.synthetic.tiny_model import tiny_checkpoint, tiny_model, tiny_processor
-from zoomzero.video import open_video
+from zoomzero.video import VideoError
 
 TRAIN_SEED, TEST_SEED = 100, 200
 MAX_PADDING_SECONDS = 4.0
+# A clip's questions follow each other: what was read of the clips before it need not be kept.
+FEATURE_BYTES, FRAME_BYTES = 1 << 24, 1 << 26
 
 
 class AnsweringLesson:
@@ -57,26 +60,20 @@ class AnsweringLesson:
         self._features: dict[bool, list[torch.Tensor]] = {False: [], True: []}
         self._encode_all()
 
-    @torch.no_grad()
     def _encode_all(self) -> None:
+        encoder = RowEncoder(
+            self._processor, self._model, freeze_vision=True, feature_bytes=FEATURE_BYTES, frame_bytes=FRAME_BYTES
+        )
         for clip in tqdm(self._clips, desc="features", unit="clip"):
-            with open_video(clip.path) as video:
-                coarse = self._processor.encode(video, self._processor.plan(video))
-                coarse_features = self._video_features(coarse)
-                for question in clip.questions:
-                    zoomed = self._processor.encode(video, self._processor.plan(video, question.spans))
-                    for is_zoomed, encoded in ((False, coarse), (True, zoomed)):
-                        inputs = self._processor.assemble(
-                            encoded, question.question, question.options, zoomed=is_zoomed
-                        )
-                        positions = prompt_positions(self._model, inputs)
-                        row = {"ids": inputs["input_ids"][0], "positions": positions}
-                        self._inputs[is_zoomed].append(row | {"marks": _marks(question, encoded.plan.timestamps)})
-                        features = self._video_features(encoded) if is_zoomed else coarse_features
-                        self._features[is_zoomed].append(features)
-
-    def _video_features(self, encoded: EncodedVideo) -> torch.Tensor:
-        return video_features(self._model, [(encoded.pixel_values_videos, encoded.video_grid_thw)])[0]
+            for question in clip.questions:
+                row = {"video": str(clip.path), "question": question.question, "options": question.options}
+                looks = [encoder.coarse_look(row), encoder.zoom_look(row, question.spans)]
+                for look, prompt in zip(looks, encoder.prepare(looks), strict=True):
+                    if isinstance(prompt, VideoError):
+                        raise prompt
+                    inputs = {"ids": prompt.input_ids, "positions": prompt.position_ids}
+                    self._inputs[look.zoomed].append(inputs | {"marks": _marks(question, look.plan.timestamps)})
+                    self._features[look.zoomed].append(prompt.visual)
 
     def loss(self, rng: random.Random, count: int, *, zoomed: bool, padded: bool = False) -> torch.Tensor:
         """Cross-entropy of the responses to `count` random prompts of one pass, mean over response tokens.

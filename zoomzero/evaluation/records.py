@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from zoomzero.annotations import Sample
-from zoomzero.answering.engine import Answer, Reading
+from zoomzero.answering.answer import Answer
+from zoomzero.answering.engine import Reading
 from zoomzero.evaluation.metrics import Prediction, mean, metrics
 from zoomzero.skipping import SKIPPED_FILE, SkipLog
 from zoomzero.video import VideoError

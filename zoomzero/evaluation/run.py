@@ -10,7 +10,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from zoomzero.annotations import Sample
-from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Answer, Query, Reading, ZoomZero
+from zoomzero.answering.answer import Answer, AnswerOptions, Query
+from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
 from zoomzero.evaluation.records import Asked, Evaluation, Run
 from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
 from zoomzero.video import VideoError, open_video
@@ -55,6 +56,7 @@ def evaluate(
         raise ValueError("evaluate: needs at least one sample, got none; check the annotation file")
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}; 1 needs the least memory")
+    options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
     run = Run(samples, None if run_folder is None else Path(run_folder), max_skipped_fraction)
     groups = [list(group) for _, group in itertools.groupby(range(len(samples)), key=lambda i: samples[i].video)]
     with VideoCache(functools.partial(open_video, time_limit=time_limit), MAX_IDLE_VIDEOS) as videos:
@@ -71,7 +73,7 @@ def evaluate(
             contextlib.closing(_batches(samples, loaded, batch_size)) as batches,
         ):
             for batch in batches:
-                run.add(batch, _answers(engine, batch, strategy, max_new_tokens))
+                run.add(batch, _answers(engine, batch, options))
                 if on_progress is not None:
                     on_progress(len(run.answers), len(samples))
     return run.evaluation()
@@ -94,14 +96,14 @@ def _batches(
         _after(waiting, len(waiting))
 
 
-def _answers(engine: ZoomZero, batch: Sequence[Asked], strategy: str, max_new_tokens: int) -> list[Answer | VideoError]:
+def _answers(engine: ZoomZero, batch: Sequence[Asked], options: AnswerOptions) -> list[Answer | VideoError]:
     """For each sample its answer, or why its video cannot be read."""
     asked = [
         (Query(item.sample.video, item.sample.question, item.sample.options), item.reading)
         for item in batch
         if not isinstance(item.reading, VideoError)
     ]
-    answered = iter(engine.answer_readings(asked, strategy, max_new_tokens=max_new_tokens))
+    answered = iter(engine.answer_readings(asked, options))
     return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]
 
 

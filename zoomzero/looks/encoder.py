@@ -1,25 +1,32 @@
-"""From dataset rows to encoded prompts: frames decoded once, features of a frozen vision tower computed once.
+"""From looks to prompts: frames read once, features of a frozen vision tower computed once.
 
-A video that cannot be read becomes the `VideoError` of every look at it, for the trainer to skip; the looks beside it
+A video that cannot be read becomes the `VideoError` of every look at it, for the caller to skip; the looks beside it
 do not suffer.
 """
 
-import functools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.budget import FramePlan
-from zoomzero.inputs import EncodedVideo, VideoInputs
-from zoomzero.looks.cache import ByteBoundedCache
-from zoomzero.looks.read_ahead import Read, ReadAhead, ReadVideo, Reserve
-from zoomzero.looks.videos import VideoStore
-from zoomzero.models.encoding import EncodedPrompt, prompt_positions, video_features
-from zoomzero.video import Video, VideoError
+from zoomzero.inputs import Shown, VideoInputs
+from zoomzero.looks import Context, Look, PreparedPrompt
+from zoomzero.looks.byte_bounded import ByteBoundedCache
+from zoomzero.looks.videos import VideoSource
+from zoomzero.models.encoding import prompt_positions, video_features
+from zoomzero.patches import VideoPatches
+from zoomzero.video import VideoError
+from zoomzero_kernels import token_resample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Bound in bytes of the prompts' ids and positions (a few kilobytes each).
 MAX_TEXTS = 1 << 26
@@ -28,183 +35,79 @@ PATCHES_PER_RUN = 8192 * 4
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look of the model at a video: which frames, and (zoomed or not) which prompt around them."""
-
-    video: str
-    question: str
-    options: tuple[str, ...]
-    plan: FramePlan
-    zoomed: bool
-
-    @property
-    def frames_key(self) -> Hashable:
-        """Equal for looks at the same frames in the same size."""
-        return _frames_key(self.video, self.plan)
-
-
-def _frames_key(path: str, plan: FramePlan) -> Hashable:
-    return path, plan.timestamps, plan.size, plan.sample_fps
-
-
-@dataclass(frozen=True)
-class PreparedPrompt:
-    """A prompt as token ids, positions and frames, before (visual = pixels) or after (features) the vision tower.
-
-    input_ids int64 [L]; position_ids int64 [3, L]; visual [patches, C] or [tokens, D]; grid_thw int64 [1, 3].
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    visual: Tensor
-    grid_thw: Tensor
-    is_encoded: bool
-
-    @property
-    def next_position(self) -> int:
-        """Position of the first token after the prompt."""
-        return EncodedPrompt(self.input_ids, self.position_ids, self.visual).next_position
-
-
-@dataclass(frozen=True)
-class _Frames:
-    """Cached visual part: pixels or features, grid [1, 3] and seconds between temporal patches [1]."""
+class Frames:
+    """The visual part of a prompt."""
 
     visual: Tensor
+    """Pixels [patches, C] or features [tokens, D]."""
     grid_thw: Tensor
+    """int64 [1, 3], in patches."""
     second_per_grid_ts: Tensor
+    """float32 [1], seconds from one temporal patch to the next."""
+    times: tuple[float, ...]
+    """Seconds of the temporal patches."""
 
 
 class PromptEncoder:
     """Turns looks into prompts with the processor; the vision tower runs here only if it is frozen.
 
-    processor: chooses frames and writes prompts; model: its positions and (frozen) vision tower are used;
-    freeze_vision: cache features rather than pixels; feature_bytes, frame_bytes: bounds of the two caches;
-    ahead_bytes: bound of what is read before its turn, 0 to read nothing ahead; time_limit: of decoding, see
-    `VideoStore`.
+    Args:
+        processor: chooses frames and writes prompts.
+        model: its positions and (frozen) vision tower are used.
+        videos: where looks find their videos, and frames that were read before their turn.
+        freeze_vision: cache features rather than pixels.
+        feature_bytes: bound of that cache.
     """
 
     def __init__(
         self,
         processor: VideoInputs,
-        model: Qwen2_5_VLForConditionalGeneration,
+        model: PreTrainedModel,
+        videos: VideoSource,
         *,
         freeze_vision: bool,
         feature_bytes: int,
-        frame_bytes: int,
-        ahead_bytes: int = 0,
-        time_limit: float | None = None,
     ) -> None:
         self.processor = processor
         self.model = model
+        self.videos = videos
         self.freeze_vision = freeze_vision
-        self._videos = VideoStore(frame_bytes, time_limit)
-        self._ahead = ReadAhead(ahead_bytes) if ahead_bytes else None
-        # Coarse frames that were read ahead, until the vision tower takes them; and which frames a path's are.
-        self._read: dict[Hashable, EncodedVideo] = {}
-        self._coarse_keys: dict[str, Hashable] = {}
-        self._frames: ByteBoundedCache[_Frames] = ByteBoundedCache(feature_bytes, lambda item: item.visual.nbytes)
+        # Seconds spent on reading frames so far, for those who tell reading from encoding.
+        self.read_seconds = 0.0
+        self._frames: ByteBoundedCache[Frames] = ByteBoundedCache(feature_bytes, lambda item: item.visual.nbytes)
         self._texts: ByteBoundedCache[tuple[Tensor, Tensor]] = ByteBoundedCache(
             MAX_TEXTS, lambda pair: pair[0].nbytes + pair[1].nbytes
         )
-
-    def coarse_look(self, row: Mapping[str, Any]) -> Look:
-        """The first pass: the whole video under the coarse budget. row: a dataset row (video, question, options)."""
-        plan = self.processor.plan(self.video(row["video"]))
-        self._coarse_keys[row["video"]] = _frames_key(row["video"], plan)
-        return Look(row["video"], row["question"], tuple(row["options"]), plan, zoomed=False)
-
-    def zoom_look(self, row: Mapping[str, Any], spans: Sequence[tuple[float, float]]) -> Look:
-        """The zoom pass: frames inside the spans (seconds, inside the video); no span: evenly over the whole video."""
-        plan = self.processor.plan(self.video(row["video"]), spans)
-        return Look(row["video"], row["question"], tuple(row["options"]), plan, zoomed=True)
 
     def prepare(self, looks: Sequence[Look]) -> list[PreparedPrompt | VideoError]:
         """Prompts of the looks, in order; frames that no cache holds are decoded and, if frozen, encoded in one batch.
 
         A look whose frames cannot be read comes out as its error.
         """
+        contexts = {id(look): look.context for look in looks if look.context is not None}
+        earlier = iter(self._visual_parts([context.look for context in contexts.values()]))
+        kept = {place: (context, next(earlier)) for place, context in contexts.items()}
         prepared: list[PreparedPrompt | VideoError] = []
         for look, part in zip(looks, self._visual_parts(looks), strict=True):
-            if isinstance(part, VideoError):
-                prepared.append(part)
+            context, before = kept.get(id(look), (None, None))
+            if isinstance(part, VideoError) or isinstance(before, VideoError):
+                prepared.append(part if isinstance(part, VideoError) else before)  # type: ignore[arg-type]
                 continue
-            input_ids, position_ids = self._text(look, part)
+            parts = [part] if context is None or before is None else [self._averaged(before, context), part]
+            input_ids, position_ids = self._text(look, parts)
+            visual, grids = ([getattr(item, name) for item in parts] for name in ("visual", "grid_thw"))
             prepared.append(
-                PreparedPrompt(input_ids, position_ids, part.visual, part.grid_thw, is_encoded=self.freeze_vision)
+                PreparedPrompt(input_ids, position_ids, _joined(visual), _joined(grids), is_encoded=self.freeze_vision)
             )
         return prepared
 
-    def prepare_coarse(self, rows: Sequence[Mapping[str, Any]]) -> list[PreparedPrompt | VideoError]:
-        """Prompts of the rows' coarse looks, or why a row's video cannot be read."""
-        looks: list[Look | VideoError] = []
-        for row in rows:
-            try:
-                looks.append(self.coarse_look(row))
-            except VideoError as error:
-                looks.append(error)
-        prepared = iter(self.prepare([look for look in looks if isinstance(look, Look)]))
-        return [next(prepared) if isinstance(look, Look) else look for look in looks]
+    def forget(self) -> None:
+        """Drop all features and texts: for a model whose weights may change before the next look."""
+        self._frames.clear()
+        self._texts.clear()
 
-    # -- videos ------------------------------------------------------------------------------------------------------
-
-    def video(self, path: str) -> Video:
-        """The open video, which stays the encoder's; VideoError if it cannot be read."""
-        if self._ahead is not None and (read := self._take(self._ahead, path)) is not None:
-            self._videos.put(path, read.video)
-            if read.coarse is not None:
-                self._read[_frames_key(path, read.coarse.plan)] = read.coarse
-        return self._videos.get(path)
-
-    def _take(self, ahead: ReadAhead, path: str) -> ReadVideo | None:
-        try:
-            return ahead.take(path)
-        except VideoError as error:
-            self._videos.give_up(path, error)
-            raise
-
-    def read_ahead(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Start reading, in the background, the videos of rows whose turn comes later."""
-        if self._ahead is None:
-            return
-        reads: list[tuple[str, Read]] = []
-        for path in dict.fromkeys(row["video"] for row in rows):
-            wants_frames = self._coarse_keys.get(path) not in self._frames
-            if (wants_frames or path not in self._videos) and not self._videos.is_given_up(path):
-                reads.append((path, functools.partial(self._read_one, path, wants_frames)))
-        self._ahead.submit(reads)
-
-    def _read_one(self, path: str, wants_frames: bool, reserve: Reserve) -> ReadVideo | None:
-        """Runs in a background thread: touches no cache."""
-        video = self._videos.open(path)
-        try:
-            plan = self.processor.plan(video)
-            num_bytes = self._videos.decoded_bytes(video) + wants_frames * self.processor.patch_bytes(plan)
-            if not reserve(num_bytes):
-                video.close()
-                return None
-            video = self._videos.decoded(video)
-            return ReadVideo(video, self.processor.encode(video, plan) if wants_frames else None)
-        except BaseException:
-            video.close()
-            raise
-
-    def end_batch(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Drop what was read ahead for a batch that is done, as far as it was not needed."""
-        self._read.clear()
-        if self._ahead is not None:
-            self._ahead.discard({row["video"] for row in rows})
-
-    def stop_reading_ahead(self) -> None:
-        """End the background threads; a later `read_ahead` starts them anew."""
-        self._read.clear()
-        if self._ahead is not None:
-            self._ahead.close()
-
-    # -- frames and texts --------------------------------------------------------------------------------------------
-
-    def _visual_parts(self, looks: Sequence[Look]) -> list[_Frames | VideoError]:
-        found: dict[Hashable, _Frames | VideoError] = {}
+    def _visual_parts(self, looks: Sequence[Look]) -> list[Frames | VideoError]:
+        found: dict[Hashable, Frames | VideoError] = {}
         missing: dict[Hashable, Look] = {}
         for look in looks:
             part = self._frames.get(look.frames_key)
@@ -212,65 +115,101 @@ class PromptEncoder:
                 missing[look.frames_key] = look
             else:
                 found[look.frames_key] = part
-        waiting: dict[Hashable, EncodedVideo] = {}
+        waiting: dict[Hashable, VideoPatches] = {}
         for key, look in missing.items():
             try:
-                read = self._read.pop(key) if key in self._read else None
-                waiting[key] = read or self.processor.encode(self.video(look.video), look.plan)
+                waiting[key] = self._read(key, look)
             except VideoError as error:
-                self._videos.give_up(look.video, error)
+                self.videos.give_up(look.video, error)
                 found[key] = error
                 continue
-            if sum(len(encoded.pixel_values_videos) for encoded in waiting.values()) >= PATCHES_PER_RUN:
+            if sum(len(patches.pixel_values_videos) for patches in waiting.values()) >= PATCHES_PER_RUN:
                 found |= self._encoded(waiting)
                 waiting = {}
         found |= self._encoded(waiting)
         return [found[look.frames_key] for look in looks]
 
-    def _encoded(self, waiting: Mapping[Hashable, EncodedVideo]) -> dict[Hashable, _Frames]:
+    def _read(self, key: Hashable, look: Look) -> VideoPatches:
+        started = time.perf_counter()
+        try:
+            return self.videos.take_patches(key) or self.processor.read(self.videos.get(look.video), look.plan)
+        finally:
+            self.read_seconds += time.perf_counter() - started
+
+    def _encoded(self, waiting: Mapping[Hashable, VideoPatches]) -> dict[Hashable, Frames]:
         """One run of the (frozen) vision tower, into the cache."""
-        parts: dict[Hashable, _Frames] = {}
+        parts: dict[Hashable, Frames] = {}
         if waiting:
             for (key, item), visual in zip(waiting.items(), self._towered(list(waiting.values())), strict=True):
-                parts[key] = _Frames(visual, item.video_grid_thw, item.second_per_grid_ts)
+                parts[key] = Frames(visual, item.video_grid_thw, item.second_per_grid_ts, item.times)
                 self._frames.put(key, parts[key])
         return parts
 
-    def _towered(self, encoded: Sequence[EncodedVideo]) -> list[Tensor]:
+    def _towered(self, read: Sequence[VideoPatches]) -> list[Tensor]:
         if not self.freeze_vision:
-            return [item.pixel_values_videos for item in encoded]
+            return [item.pixel_values_videos for item in read]
         with torch.no_grad():
-            features = video_features(self.model, [(item.pixel_values_videos, item.video_grid_thw) for item in encoded])
+            features = video_features(self.model, [(item.pixel_values_videos, item.video_grid_thw) for item in read])
         # Views of one batch would keep the whole batch alive in the cache.
         return [feature.clone() for feature in features]
 
-    def _text(self, look: Look, part: _Frames) -> tuple[Tensor, Tensor]:
+    def _averaged(self, frames: Frames, context: Context) -> Frames:
+        """At most `max_tokens` features of an earlier look: averaged in space, and where that is not enough in time."""
+        if not self.freeze_vision:
+            raise ValueError(
+                "PromptEncoder: context needs features of a frozen vision tower, got pixels; set freeze_vision"
+            )
         merge = self.processor.geometry.merge_size
-        key = (look.question, look.options, look.zoomed, *part.grid_thw[0].tolist(), float(part.second_per_grid_ts))
+        steps, rows, columns = (int(side) for side in frames.grid_thw[0])
+        rows, columns = rows // merge, columns // merge
+        kept, (height, width) = context_grid((steps, rows, columns), context.max_tokens)
+        grid = torch.tensor([[steps, rows, columns]])
+        tokens = token_resample(frames.visual, grid, torch.tensor([[height, width]]).expand(steps, -1).contiguous())
+        # Time is one more axis to average over: each slice's cells lie beside each other in its row.
+        cells = height * width
+        averaged = token_resample(
+            tokens.reshape(steps * cells, -1), torch.tensor([[1, steps, cells]]), torch.tensor([[kept, cells]])
+        )
+        edges = [index * steps / kept for index in range(kept + 1)]
+        times = tuple(
+            sum(frames.times[math.floor(start) : math.ceil(end)]) / (math.ceil(end) - math.floor(start))
+            for start, end in itertools.pairwise(edges)
+        )
+        grid_thw = torch.tensor([[kept, height * merge, width * merge]])
+        return Frames(averaged, grid_thw, frames.second_per_grid_ts * (steps / kept), times)
+
+    def _text(self, look: Look, parts: Sequence[Frames]) -> tuple[Tensor, Tensor]:
+        """Token ids and positions, on the model's device."""
+        shapes = tuple((*part.grid_thw[0].tolist(), float(part.second_per_grid_ts)) for part in parts)
+        # Times are written in the text where the family says them there.
+        times = tuple(part.times for part in parts) if self.processor.geometry.times_in_prompt else ()
+        key = (look.inquiry, look.zoomed, shapes, times)
         pair = self._texts.get(key)
         if pair is None:
-            num_tokens = int(part.grid_thw.prod()) // merge**2
-            ids = self.processor.prompt_ids(look.question, look.options, num_tokens, zoomed=look.zoomed)
-            types = (ids == self.model.config.video_token_id).long() * 2
-            inputs = {
-                "input_ids": ids,
-                "mm_token_type_ids": types,
-                "video_grid_thw": part.grid_thw,
-                "second_per_grid_ts": part.second_per_grid_ts,
-            }
+            merged = self.processor.geometry.merge_size**2
+            shown = [Shown(int(part.grid_thw.prod()) // merged, part.times) for part in parts]
+            inputs = self.processor.text_inputs(look.inquiry, shown, zoomed=look.zoomed)
+            inputs["video_grid_thw"] = _joined([part.grid_thw for part in parts])
+            if not self.processor.geometry.times_in_prompt:
+                inputs["second_per_grid_ts"] = _joined([part.second_per_grid_ts for part in parts])
             device = self.model.device
-            pair = (ids[0].to(device), prompt_positions(self.model, inputs).to(device))
+            pair = (inputs["input_ids"][0].to(device), prompt_positions(self.model, inputs).to(device))
             self._texts.put(key, pair)
         return pair
 
 
-def through_tower(model: Qwen2_5_VLForConditionalGeneration, prompts: Sequence[PreparedPrompt]) -> list[EncodedPrompt]:
-    """Encoded prompts: features as prepared, or from `model`'s vision tower, with gradients unless disabled."""
-    if all(prompt.is_encoded for prompt in prompts):
-        features = [prompt.visual for prompt in prompts]
-    else:
-        features = video_features(model, [(prompt.visual, prompt.grid_thw) for prompt in prompts])
-    return [
-        EncodedPrompt(prompt.input_ids, prompt.position_ids, feature)
-        for prompt, feature in zip(prompts, features, strict=True)
-    ]
+def context_grid(grid: tuple[int, int, int], max_tokens: int) -> tuple[int, tuple[int, int]]:
+    """How many slices, and how many (rows, columns) per slice, are left of a grid [t, h, w] under a number of tokens.
+
+    Space goes first, at most to one token per slice; then time.
+    """
+    steps, rows, columns = grid
+    if max_tokens < 1:
+        raise ValueError(f"context_grid: max_tokens must be at least 1, got {max_tokens}; leave the context out")
+    shrink = min(1.0, math.sqrt(max_tokens / (steps * rows * columns)))
+    height, width = max(1, math.floor(rows * shrink)), max(1, math.floor(columns * shrink))
+    return min(steps, max(1, max_tokens // (height * width))), (height, width)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))

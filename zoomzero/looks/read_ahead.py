@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from zoomzero.inputs import EncodedVideo
+from zoomzero.patches import VideoPatches
 from zoomzero.video import Video
 
 NUM_THREADS = 2
@@ -20,10 +20,12 @@ THREAD_NAME = "zoomzero-ahead"
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """An opened (or decoded) video, and what the coarse pass sees of it where that was wanted."""
+    """A video that was read before its turn."""
 
     video: Video
-    coarse: EncodedVideo | None
+    """Open, or decoded into memory."""
+    coarse: VideoPatches | None
+    """What the coarse pass sees of it, where that was wanted."""
 
 
 # Asks for bytes of memory; False where the bound is reached.

@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from zoomzero.annotations import Sample
-from zoomzero.answering.engine import Answer, Pass
+from zoomzero.answering.answer import Answer, Pass
 from zoomzero.prompts import OPTION_LETTERS
 from zoomzero.report.figures import curve, strip, timeline
 

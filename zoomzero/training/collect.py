@@ -19,7 +19,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.looks.encoder import PreparedPrompt, PromptEncoder, through_tower
+from zoomzero.looks import PreparedPrompt, through_tower
+from zoomzero.looks.rows import RowEncoder
 from zoomzero.responses import Response, parse, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, SamplingOptions
@@ -78,7 +79,7 @@ class Collector:
         self,
         config: ZoomZeroConfig,
         accelerator: Accelerator,
-        encoder: PromptEncoder,
+        encoder: RowEncoder,
         skipping: Skipping,
         reference: Qwen2_5_VLForConditionalGeneration | None,
         end_token_ids: Sequence[int],

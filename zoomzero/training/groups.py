@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero.looks.encoder import PreparedPrompt
+from zoomzero.looks import PreparedPrompt
 from zoomzero.rollouts import Rollouts
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.looks.encoder import PreparedPrompt, through_tower
+from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.models.encoding import embed_tokens
 from zoomzero.models.forward import additive_mask
 from zoomzero.models.head import HeadProbe

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero import intervals
-from zoomzero.looks.encoder import Look, PreparedPrompt, PromptEncoder, through_tower
+from zoomzero.looks import Look, PreparedPrompt, spans_inside, through_tower
+from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.forward import next_token_logps
 from zoomzero.responses import Response, parse
 from zoomzero.rewards import (
@@ -54,11 +54,11 @@ class Scores:
 
 def valid_spans(response: Response, duration: float) -> list[tuple[float, float]]:
     """The response's spans, merged and cut to [0, duration); empty if it names none there."""
-    return [span for span in intervals.clip(response.spans, 0.0, duration) if span[0] < duration]
+    return list(spans_inside(response.spans, duration))
 
 
 def score(
-    encoder: PromptEncoder,
+    encoder: RowEncoder,
     scorer: Qwen2_5_VLForConditionalGeneration | None,
     rows: Sequence[Mapping[str, Any]],
     responses: Sequence[str | Response],
@@ -123,7 +123,7 @@ def _pairs(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 
 
 def _zoom_rewards(
-    encoder: PromptEncoder,
+    encoder: RowEncoder,
     scorer: Qwen2_5_VLForConditionalGeneration,
     rows: Sequence[Mapping[str, Any]],
     spans: Sequence[Sequence[tuple[float, float]]],
@@ -149,12 +149,12 @@ def _zoom_rewards(
 
 
 def _key(look: Look) -> Hashable:
-    return look.frames_key, look.question, look.options
+    return look.frames_key, look.inquiry
 
 
 @torch.no_grad()
 def _answers(
-    encoder: PromptEncoder,
+    encoder: RowEncoder,
     scorer: Qwen2_5_VLForConditionalGeneration,
     looks: Sequence[Look],
     batch_size: int,

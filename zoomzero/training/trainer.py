@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
 from trl import GRPOTrainer
 
 from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
-from zoomzero.looks.encoder import PromptEncoder
+from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.rewards import REWARDS
@@ -104,7 +104,7 @@ class ZoomZeroTrainer(GRPOTrainer):
         self.args.beta = self.beta = args.beta
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
-        self.encoder = PromptEncoder(
+        self.encoder = RowEncoder(
             processing_class,
             model,
             freeze_vision=args.freeze_vision,

@@ -45,6 +45,11 @@ class ByteBoundedCache(Generic[Value]):
         while self.num_bytes > self.max_bytes and len(self._values) > 1:
             self._drop(next(iter(self._values)))
 
+    def clear(self) -> None:
+        """Drop all values."""
+        for key in list(self._values):
+            self._drop(key)
+
     def _drop(self, key: Hashable) -> None:
         value = self._values.pop(key)
         self.num_bytes -= self._size_of(value)
