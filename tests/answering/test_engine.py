@@ -11,7 +11,7 @@ from zoomzero.answering import engine as engine_module
 from zoomzero.answering.answer import AnswerOptions, Query
 from zoomzero.synthetic import make_clips
 from zoomzero.synthetic.clips import Clip
-from zoomzero.video import VideoError, open_video
+from zoomzero.video import Video, VideoError, open_video
 
 OPTIONS = ("A", "B", "C", "D")
 
@@ -83,7 +83,9 @@ def test_letters_beyond_the_options_are_no_answer(engine: ZoomZero, clips: list[
 
 def test_answering_leaves_the_model_unchanged(engine: ZoomZero, clips: list[Clip]) -> None:
     before = [value.clone() for value in engine.model.parameters()]
-    engine.answer_batch([Query(clips[0].path, "Which letter is on the red sign?", OPTIONS)] * 2, AnswerOptions(max_new_tokens=4))
+    engine.answer_batch(
+        [Query(clips[0].path, "Which letter is on the red sign?", OPTIONS)] * 2, AnswerOptions(max_new_tokens=4)
+    )
     assert all(torch.equal(a, b) for a, b in zip(before, engine.model.parameters(), strict=True))
 
 
@@ -91,7 +93,12 @@ def test_questions_on_one_video_read_its_frame_table_once(
     engine: ZoomZero, clips: list[Clip], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(engine_module, "open_video", lambda path: opened.append(path) or open_video(path))
+
+    def counted(path: str) -> Video:
+        opened.append(path)
+        return open_video(path)
+
+    monkeypatch.setattr(engine_module, "open_video", counted)
     fresh = ZoomZero(engine.model, engine.processor)
     queries = [Query(clips[i].path, question.question, OPTIONS) for i in (0, 1) for question in clips[i].questions]
     together = fresh.answer_batch(queries, AnswerOptions(max_new_tokens=40))

@@ -24,10 +24,11 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from zoomzero import inputs as inputs_module
+from zoomzero import patches as patches_module
 from zoomzero.answering.engine import ZoomZero
 from zoomzero.budget import plan_frames
-from zoomzero.inputs import CLIP_STD, VIDEO_PAD, VideoInputs, load_processor
+from zoomzero.inputs import VIDEO_PAD, VideoInputs, load_processor
+from zoomzero.models.base import CLIP_STD
 from zoomzero.prompts import Inquiry
 from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic.tiny_model import tiny_tokenizer
@@ -81,7 +82,7 @@ def test_chunks_are_bounded_in_bytes_and_change_nothing(
             return stream(seconds, chunk)
 
         monkeypatch.setattr(video, "stream", counted)
-        monkeypatch.setattr(inputs_module, "CHUNK_BYTES", num_bytes)
+        monkeypatch.setattr(patches_module, "CHUNK_BYTES", num_bytes)
         assert torch.equal(inputs.read(video, plan).pixel_values_videos, expected)
     step_bytes = 2 * 64 * 128 * 3 + inputs.patch_bytes(plan) // (len(plan.timestamps) // 2)
     assert chunks[0] % 2 == 0

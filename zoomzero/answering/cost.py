@@ -7,7 +7,6 @@ that padded prompts share a forward, changes the time, not these figures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ def text_flops(config: PretrainedConfig, num_prompt: int, num_written: int) -> f
     return float(layers + 2 * num_written * text.hidden_size * text.vocab_size)
 
 
-def vision_flops(config: PretrainedConfig, grids: Sequence[tuple[int, int, int]]) -> float:
-    """The vision tower over videos of (t, h, w) patches: embedding, layers with full or windowed attention, merger."""
+def vision_flops(config: PretrainedConfig, grid: tuple[int, int, int]) -> float:
+    """The vision tower over a video of (t, h, w) patches: embedding, layers with full or windowed attention, merger."""
     vision: Any = config.vision_config
     # Qwen2-VL calls its tower's width embed_dim, and hidden_size what it hands on.
     width = getattr(vision, "embed_dim", vision.hidden_size)
@@ -41,17 +40,15 @@ def vision_flops(config: PretrainedConfig, grids: Sequence[tuple[int, int, int]]
     output = config.get_text_config().hidden_size
     per_patch = vision.depth * (4 * width**2 + (3 if is_gated else 2) * width * inner) + channels * width
     per_token = (width * merged) ** 2 + width * merged * output
-    total = 0.0
-    for steps, rows, columns in grids:
-        patches = steps * rows * columns
-        pairs = vision.depth * steps * (rows * columns) ** 2
-        if is_gated:
-            full = len(vision.fullatt_block_indexes)
-            window = vision.window_size // vision.patch_size
-            windowed = steps * _window_pairs(rows, window) * _window_pairs(columns, window)
-            pairs = full * steps * (rows * columns) ** 2 + (vision.depth - full) * windowed
-        total += 2 * (patches * per_patch + patches // merged * per_token) + 4 * width * pairs
-    return total
+    steps, rows, columns = grid
+    patches = steps * rows * columns
+    pairs = vision.depth * steps * (rows * columns) ** 2
+    if is_gated:
+        full = len(vision.fullatt_block_indexes)
+        window = vision.window_size // vision.patch_size
+        windowed = steps * _window_pairs(rows, window) * _window_pairs(columns, window)
+        pairs = full * steps * (rows * columns) ** 2 + (vision.depth - full) * windowed
+    return float(2 * (patches * per_patch + patches // merged * per_token) + 4 * width * pairs)
 
 
 def _window_pairs(side: int, window: int) -> int:

@@ -110,8 +110,10 @@ class Passes:
         is_video = prompt.input_ids == self.processor.video_token_id
         num_visual, num_prompt = int(is_video.sum()), prompt.input_ids.numel()
         # The last of a prompt's videos is the look's own; tokens of an earlier look are not encoded again.
-        own = tuple(int(side) for side in prompt.grid_thw[-1])
-        flops = vision_flops(self.model.config, [own]) + text_flops(self.model.config, num_prompt, said.num_written)
+        steps, rows, columns = (int(side) for side in prompt.grid_thw[-1])
+        flops = vision_flops(self.model.config, (steps, rows, columns)) + text_flops(
+            self.model.config, num_prompt, said.num_written
+        )
         return Pass(
             name=ask.name,
             plan=ask.look.plan,
@@ -169,8 +171,10 @@ class Passes:
         ids, logps = rollout.token_ids[0][keep].tolist(), rollout.logps[0][keep]
         own = [place for place, token in enumerate(ids) if token not in self._eos_ids()]
         # Tags stay, whether special tokens or not.
-        text = self.processor.tokenizer.decode(
-            [ids[place] for place in own], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        text = str(
+            self.processor.tokenizer.decode(
+                [ids[place] for place in own], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
         )
         inquiry = ask.look.inquiry
         if inquiry.options is None and ask.look.zoomed:

@@ -76,7 +76,9 @@ def train(
     engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)
     bar = StepBar()
     rows = [dataclasses.asdict(sample) for sample in samples]
-    trainer = ZoomZeroTrainer(engine.model, config, rows, processing_class=engine.processor, callbacks=[bar])
+    # The trainer itself refuses models that it cannot train.
+    model: Any = engine.model
+    trainer = ZoomZeroTrainer(model, config, rows, processing_class=engine.processor, callbacks=[bar])
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     try:

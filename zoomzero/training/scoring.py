@@ -167,7 +167,7 @@ def _answers(
         prompts: dict[int, PreparedPrompt] = {}
         for place, (look, prompt) in enumerate(zip(part, encoder.prepare(part), strict=True)):
             if isinstance(prompt, VideoError):
-                unreadable[look.video] = prompt
+                unreadable[str(look.video)] = prompt
             else:
                 prompts[place] = prompt
         texts = [""] * len(part)
