@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-from zoomzero.looks.encoder import PreparedPrompt
+from zoomzero.looks import PreparedPrompt
 from zoomzero.models.encoding import encode_prompts, prompt_positions
 from zoomzero.models.head import HeadProbe
 from zoomzero.training import ZoomZeroConfig

@@ -8,7 +8,7 @@ from support.tiny_qwen import COARSE, SHORT, VIDEO_TOKEN, ZOOM, full_row_logits,
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-from zoomzero.looks.encoder import PreparedPrompt
+from zoomzero.looks import PreparedPrompt
 from zoomzero.models.encoding import encode_prompts, prompt_positions
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.training.packing import PackedForward, pack_groups

@@ -22,11 +22,11 @@ from zoomzero.answering.scene import Ask, Scene
 from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.answering.subtitles import Subtitles, load_subtitles
 from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
+from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.models import load_model
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.patches import VideoPatches
 from zoomzero.prompts import Inquiry
-from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
 
