@@ -7,6 +7,7 @@ by response and segment: one pass over mask and segments, one pass that writes t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advant
 from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
 
 _OP = "token_advantages"
+UNSCORED = ("error", "skip")
 
 
 def _kernel_inputs(
     rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tensors as the kernels want them: contiguous, float64 numbers, int64 ids, bool mask."""
+    _check_finite("rewards", "response {}, reward {}", "leave NaN ones out with unscored='skip'", rewards)
+    _check_finite("credit", "reward {}, segment {}", "give 0 where a reward has no say", credit)
     return (
         rewards.double().contiguous(),
         segments.contiguous(),
@@ -51,6 +55,28 @@ def _token_advantages(
     return advantages
 
 
+def _check_finite(name: str, place: str, remedy: str, numbers: Tensor) -> None:
+    """Reject NaN and inf, which would spread over the whole group, where the values of tensors are checked."""
+    if not values_are_checked(numbers) or bool(numbers.isfinite().all()):
+        return
+    row, column = (~numbers.isfinite()).nonzero()[0].tolist()
+    raise ValueError(
+        f"{_OP}: {name} must be finite, got {numbers[row, column].item()} for {place.format(row, column)}; {remedy}"
+    )
+
+
+def _without_unscored(rewards: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Rewards and group ids in which the responses with a NaN form a group of their own whose rewards are all 0.
+
+    Equal rewards give exactly 0, and the other groups never see them. Nothing here waits for the device.
+    """
+    unscored = rewards.isnan().any(dim=1)
+    # Ids from 0 to B - 1 in place of any int64, so that B is free.
+    dense = torch.searchsorted(group_ids.sort().values, group_ids)
+    scored = rewards.masked_fill(unscored.unsqueeze(1), 0.0)
+    return scored, dense.masked_fill(unscored, rewards.shape[0])
+
+
 def _segment_error(segment: int, credit: Tensor) -> ValueError:
     return ValueError(
         f"{_OP}: segments must be in [0, {credit.shape[1]}) on valid tokens, got {segment}; "
@@ -60,13 +86,7 @@ def _segment_error(segment: int, credit: Tensor) -> ValueError:
 
 @_token_advantages.register_kernel("cuda")
 def _token_advantages_cuda(
-    rewards: Tensor,
-    segments: Tensor,
-    credit: Tensor,
-    group_ids: Tensor,
-    mask: Tensor,
-    normalize: str,
-    eps: float,
+    rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor, *options: Any
 ) -> Tensor:
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
@@ -74,21 +94,13 @@ def _token_advantages_cuda(
         wrong = segments[inputs[4] & (segments >= credit.shape[1])]
         if wrong.numel() > 0:
             raise _segment_error(int(wrong[0]), credit)
-    launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
+    launch.run(token_advantages_launch(*inputs, *options, advantages))
     return advantages
 
 
 @_token_advantages.register_fake
-def _token_advantages_fake(
-    rewards: Tensor,
-    segments: Tensor,
-    credit: Tensor,
-    group_ids: Tensor,
-    mask: Tensor,
-    normalize: str,
-    eps: float,
-) -> Tensor:
-    return mask.new_empty(mask.shape, dtype=torch.float32)
+def _token_advantages_fake(rewards: Tensor, segments: Tensor, *_: Any) -> Tensor:
+    return segments.new_empty(segments.shape, dtype=torch.float32)
 
 
 def token_advantages(
@@ -100,13 +112,14 @@ def token_advantages(
     *,
     normalize: str = "tokens",
     eps: float = 1e-6,
+    unscored: str = "error",
 ) -> Tensor:
     """Advantage of every token from rewards that are credited to segments of tokens. Not differentiable.
 
     The reward of a token is ``x[b, t] = sum_r credit[r, segments[b, t]] * rewards[b, r]``.
 
     Args:
-        rewards: [B, R] floating point.
+        rewards: [B, R] floating point, finite; see ``unscored`` for NaN.
         segments: [B, T] uint8, the segment of each token in 0..S-1; masked tokens may hold anything.
         credit: [R, S] floating point, the weight with which reward r is credited to segment s.
         group_ids: [B] int64, responses of one prompt share an id; any values in any order.
@@ -117,19 +130,24 @@ def token_advantages(
             "sequence" gives one advantage a response, from ``sum_r max_s(credit[r, s]) * rewards[b, r]``;
             "none" returns x. Standard deviations are unbiased; a group of one response keeps mean 0 and std 1.
         eps: added to the standard deviation.
+        unscored: what a NaN among the rewards of a response means: "error", or "skip" for a response that was not
+            scored: it takes no part in the statistics of its group and its tokens get 0.
 
     Returns:
         float32 [B, T], 0 on masked tokens, exactly 0 in a group (of several responses) whose rewards are all equal.
 
     Raises:
-        ValueError: shapes, devices, normalize or eps do not fit; on CPU also segments out of range (on CUDA the
-            advantages of such tokens are NaN).
+        ValueError: shapes, devices or options do not fit; on CPU (elsewhere with ZOOMZERO_CHECK_VALUES=1, which waits
+            for the GPU) also rewards or credit that are not finite and segments out of range; unchecked the first make
+            a group's advantages NaN, the last those of such tokens.
         TypeError: wrong dtype.
 
     Source: Zoom-Zero, arXiv 2512.14273, token-selective credit assignment.
     """
     if normalize not in NORMALIZATIONS:
         raise ValueError(f"{_OP}: unknown normalize, got {normalize!r}; use one of {', '.join(NORMALIZATIONS)}")
+    if unscored not in UNSCORED:
+        raise ValueError(f"{_OP}: unknown unscored, got {unscored!r}; use one of {', '.join(UNSCORED)}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"{_OP}: eps must be finite and >= 0, got {eps}; the default is 1e-6")
     if rewards.dim() != 2 or not rewards.dtype.is_floating_point:
@@ -156,4 +174,6 @@ def token_advantages(
     check_mask(_OP, mask, (segments.shape[0], segments.shape[1]), rewards)
     for name, tensor in (("segments", segments), ("credit", credit), ("group_ids", group_ids)):
         check_device(_OP, name, tensor, rewards)
+    if unscored == "skip":
+        rewards, group_ids = _without_unscored(rewards, group_ids)
     return _token_advantages(rewards, segments, credit, group_ids, mask, normalize, float(eps))

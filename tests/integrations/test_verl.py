@@ -90,6 +90,31 @@ def test_write_advantages(normalize: str) -> None:
         adapter.write_advantages(data, ["zoom"], credit[:1])
 
 
+def test_unscored_responses() -> None:
+    """The third response has no score: None in a reward function's column, NaN in the rewards of a manager."""
+    rewards, segments, credit, mask, index = make_batch()
+    scored = torch.tensor([0, 1, 3, 4, 5])
+    groups = torch.tensor([0, 1, 2, 1, 0])
+    expected = torch.zeros(6, 9)
+    expected[scored] = reference.token_advantages(rewards[scored], segments[scored], credit, groups, mask[scored])
+    answers = np.array(rewards[:, 1].tolist(), dtype=object)
+    answers[2] = None
+    columns = {"iou": rewards[:, 0].numpy(), "answer": answers, "uid": index}
+    data = DataProto.from_dict(tensors={"segments": segments, "response_mask": mask.long()}, non_tensors=columns)
+    with pytest.raises(ValueError, match="rewards must be finite, got nan for response 2, reward 1"):
+        adapter.write_advantages(data, ["iou", "answer"], credit)
+    adapter.write_advantages(data, ["iou", "answer"], credit, unscored="skip")
+    torch.testing.assert_close(data.batch["advantages"], expected, rtol=1e-4, atol=1e-5)
+    rewards[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="rewards must be finite, got nan for response 2, reward 1"):
+        adapter.credited_rewards(rewards, segments, credit, mask)
+    credited = adapter.credited_rewards(rewards, segments, credit, mask.long(), unscored="skip")
+    assert torch.equal(credited.isnan(), mask & (torch.arange(6) == 2).unsqueeze(1))
+    estimator = core_algos.get_adv_estimator_fn("token_adv")
+    advantages, _ = estimator(token_level_rewards=credited, response_mask=mask.long(), index=index)
+    torch.testing.assert_close(advantages, expected, rtol=1e-4, atol=1e-5)
+
+
 def make_update() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Old log-probabilities, log-probabilities, advantages and mask, [4, 7]; the response of row 0 fills the width."""
     generator = torch.Generator().manual_seed(1)

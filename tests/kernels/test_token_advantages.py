@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -12,8 +13,8 @@ from support.places import GOLDEN
 from torch import Tensor
 
 from zoomzero_kernels import reference, token_advantages
+from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
 
-NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
 # Rewards in the order format, zoom, iou, answer; segments REST, ANSWER.
 THIRD = 1 / 3
 CREDIT = torch.tensor([[THIRD, THIRD], [THIRD, THIRD], [THIRD, 0.0], [0.0, THIRD]])
@@ -128,6 +129,59 @@ def test_masked_tokens_may_hold_any_segment() -> None:
     assert torch.equal(token_advantages(rewards, segments, credit, group_ids, mask.long()), clean)
 
 
+# Bad values in the first, a middle and the last response, of a group of several and of one.
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("response", "reward"), [(0, 0), (3, 1), (5, 2)])
+def test_a_reward_that_is_not_finite_is_named(value: float, response: int, reward: int) -> None:
+    rewards, segments, credit, group_ids, mask = random_inputs(3, 6, 9, 3, 2, 2)
+    rewards[response, reward] = value
+    place = f"got {value} for response {response}, reward {reward}; leave NaN ones out with unscored='skip'"
+    with pytest.raises(ValueError, match=f"^token_advantages: rewards must be finite, {place}"):
+        token_advantages(rewards, segments, credit, group_ids, mask)
+    if not math.isnan(value):
+        with pytest.raises(ValueError, match=f"rewards must be finite, got {value} for response {response}"):
+            token_advantages(rewards, segments, credit, group_ids, mask, unscored="skip")
+    credit[1, 0] = value
+    with pytest.raises(ValueError, match=f"credit must be finite, got {value} for reward 1, segment 0"):
+        token_advantages(rewards.nan_to_num(0, 0, 0), segments, credit, group_ids, mask)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    batch=st.integers(1, 12),
+    groups=st.integers(1, 4),
+    share=st.sampled_from([0.0, 0.2, 0.6, 1.0]),
+    normalize=st.sampled_from(NORMALIZATIONS),
+)
+def test_unscored_responses_are_as_if_they_were_not_there(
+    seed: int, batch: int, groups: int, share: float, normalize: str
+) -> None:
+    rewards, segments, credit, group_ids, mask = random_inputs(seed, batch, 11, 3, 4, groups)
+    unscored = torch.rand(batch, generator=torch.Generator().manual_seed(seed + 1)) < share
+    torch.manual_seed(seed)
+    rewards[unscored, torch.randint(0, 3, (int(unscored.sum()),))] = math.nan
+    scored = ~unscored
+    ours = token_advantages(rewards, segments, credit, group_ids, mask, normalize=normalize, unscored="skip")
+    assert torch.equal(ours[unscored], torch.zeros_like(ours[unscored]))
+    alone = token_advantages(
+        rewards[scored], segments[scored], credit, group_ids[scored], mask[scored], normalize=normalize
+    )
+    torch.testing.assert_close(ours[scored], alone, atol=1e-6, rtol=1e-6)
+    truth = reference.token_advantages(rewards, segments, credit, group_ids, mask, normalize=normalize, unscored="skip")
+    torch.testing.assert_close(ours, truth, atol=1e-5, rtol=1e-5)
+
+
+def test_unscored_responses_need_no_free_group_id() -> None:
+    """Every id that could be made from another one is taken."""
+    group_ids = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 1, 6, 6])
+    rewards = torch.tensor([[1.0], [2.0], [3.0], [4.0], [math.nan], [5.0], [7.0]])
+    whole = torch.ones(7, 2, dtype=torch.bool)
+    inputs = (rewards, whole.to(torch.uint8) * 0, torch.ones(1, 1), group_ids, whole)
+    ours = token_advantages(*inputs, normalize="segments", unscored="skip")
+    torch.testing.assert_close(ours, reference.token_advantages(*inputs, normalize="segments", unscored="skip"))
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (4, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
     batch = shape[0]
@@ -161,12 +215,15 @@ def test_opcheck_and_compile() -> None:
     torch.library.opcheck(torch.ops.zoomzero.token_advantages.default, (*inputs, "tokens", 1e-6))
     compiled = torch.compile(token_advantages, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*inputs), token_advantages(*inputs))
+    inputs[0][1] = math.nan
+    assert torch.equal(compiled(*inputs, unscored="skip"), token_advantages(*inputs, unscored="skip"))
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"normalize": "batch"}, ValueError, "unknown normalize, got 'batch'; use one of tokens, segments, rewards"),
+        ({"unscored": "drop"}, ValueError, "unknown unscored, got 'drop'; use one of error, skip"),
         ({"eps": -1.0}, ValueError, "eps must be finite and >= 0, got -1.0"),
         ({"rewards": torch.ones(6)}, ValueError, r"rewards must be floating point \[B, R\]"),
         ({"rewards": torch.ones(6, 2).long()}, ValueError, r"rewards must be floating point \[B, R\], got int64"),

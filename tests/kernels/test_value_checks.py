@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -47,6 +48,16 @@ WRONG_VALUES: list[tuple[Callable[[str], object], str]] = [
             WHOLE.to(d),
         ),
         "segments must be in .* got 7",
+    ),
+    (
+        lambda d: token_advantages(
+            torch.tensor([[1.0], [math.inf]], device=d),
+            IDS.to(d, torch.uint8).T,
+            torch.ones(1, 8, device=d),
+            IDS[0].to(d),
+            WHOLE.to(d).T,
+        ),
+        "rewards must be finite, got inf for response 1, reward 0",
     ),
     (
         lambda d: frame_resample(FRAMES.to(d), IDS[0].to(d), size=(28, 28), mean=(0.5,) * 3, std=(0.5,) * 3),

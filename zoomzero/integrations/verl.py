@@ -6,6 +6,9 @@ verl hands an estimator nothing but token_level_rewards, the response mask and t
 nothing but log-probabilities. So the crediting happens where rewards are made: a reward manager writes
 ``credited_rewards`` into token_level_rewards, and "token_adv" normalises them over all valid tokens of a prompt. For
 the other normalisations call ``write_advantages`` from a trainer that overrides how advantages are computed.
+
+A response that could not be scored, whose reward is None or NaN, is an error unless ``unscored="skip"`` is passed: then
+it takes no part in the statistics of its prompt and has advantages of 0. Its token_level_rewards are NaN.
 """
 
 from __future__ import annotations
@@ -25,10 +28,16 @@ def _group_ids(index: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.unique(index, return_inverse=True)[1].reshape(-1)).to(device)
 
 
-def credited_rewards(rewards: Tensor, segments: Tensor, credit: Tensor, response_mask: Tensor) -> Tensor:
-    """Per-token rewards [B, T] for token_level_rewards: ``sum_r credit[r, segments[b, t]] * rewards[b, r]``."""
-    ids = torch.arange(rewards.shape[0], device=rewards.device)
-    return token_advantages(rewards, segments, credit, ids, response_mask.bool(), normalize="none")
+def credited_rewards(
+    rewards: Tensor, segments: Tensor, credit: Tensor, response_mask: Tensor, *, unscored: str = "error"
+) -> Tensor:
+    """Per-token rewards [B, T] for token_level_rewards: ``sum_r credit[r, segments[b, t]] * rewards[b, r]``.
+
+    With ``unscored="skip"`` the valid tokens of a response with a NaN reward are NaN, as "token_adv" expects them.
+    """
+    ids, valid = torch.arange(rewards.shape[0], device=rewards.device), response_mask.bool()
+    credited = token_advantages(rewards, segments, credit, ids, valid, normalize="none", unscored=unscored)
+    return credited.masked_fill(valid & rewards.isnan().any(dim=1, keepdim=True), torch.nan)
 
 
 @register_adv_est("token_adv")
@@ -42,13 +51,16 @@ def token_adv(
 ) -> tuple[Tensor, Tensor]:
     """TokenAdv: token rewards [B, T] standardised over all valid tokens of each prompt's responses.
 
-    A prompt with one response keeps mean 0 and standard deviation 1. Returns advantages and returns: the same tensor.
+    A prompt with one scored response keeps mean 0 and standard deviation 1; a response with a NaN on a valid token was
+    not scored. Returns advantages and returns: the same tensor.
     """
     groups, valid = _group_ids(index, token_level_rewards.device), response_mask.bool()
+    scored = ~(valid & token_level_rewards.isnan()).any(dim=1, keepdim=True)
+    valid = valid & scored
     # float64: sums of equal float32 rewards are exact, so a prompt whose rewards are all equal gives exactly 0.
     values = torch.where(valid, token_level_rewards, 0.0).double()
     totals = values.new_zeros(groups.shape[0], 3)
-    totals.index_add_(0, groups, torch.stack([valid.sum(-1), values.sum(-1), torch.ones_like(values[:, 0])], dim=1))
+    totals.index_add_(0, groups, torch.stack([valid.sum(-1), values.sum(-1), scored[:, 0].double()], dim=1))
     num_tokens, sums, num_responses = totals.unbind(1)
     alone = (num_responses < 2) | (num_tokens < 2)
     mean = torch.where(alone, 0.0, sums / num_tokens.clamp(min=1))
@@ -90,11 +102,14 @@ def policy_loss(
     return loss, {"actor/pg_clipfrac": clipped.detach().item()}
 
 
-def write_advantages(data: Any, reward_keys: list[str], credit: Tensor, *, normalize: str = "tokens") -> Any:
+def write_advantages(
+    data: Any, reward_keys: list[str], credit: Tensor, *, normalize: str = "tokens", unscored: str = "error"
+) -> Any:
     """Set ``advantages`` and ``returns`` of a verl DataProto from its separate rewards.
 
     data.batch must hold ``segments`` uint8 [B, T] and ``response_mask`` [B, T], data.non_tensor_batch one array [B] for
-    each of ``reward_keys`` and the prompts' ``uid``; credit [R, S] has a row for each key.
+    each of ``reward_keys`` and the prompts' ``uid``; credit [R, S] has a row for each key. A reward may be None or NaN,
+    see ``unscored`` of :func:`zoomzero_kernels.token_advantages`.
     """
     missing = [key for key in (*reward_keys, "uid") if key not in data.non_tensor_batch]
     if missing:
@@ -112,6 +127,7 @@ def write_advantages(data: Any, reward_keys: list[str], credit: Tensor, *, norma
         _group_ids(data.non_tensor_batch["uid"], mask.device),
         mask,
         normalize=normalize,
+        unscored=unscored,
     )
     data.batch["advantages"] = data.batch["returns"] = advantages
     return data

@@ -24,6 +24,7 @@ def token_advantages(
     *,
     normalize: str = "tokens",
     eps: float = 1e-6,
+    unscored: str = "error",
 ) -> Tensor:
     """Advantage of every token, float32 [B, T], 0 where mask is False.
 
@@ -35,6 +36,8 @@ def token_advantages(
     - ``sequence``: ``sum_r max_s(credit[r, s]) * rewards[b, r]`` standardised over the responses of the group;
     - ``none``: ``x`` itself.
 
+    With ``unscored="skip"`` a response with a NaN reward is left out of its group and its advantages are 0.
+
     rewards [B, R], segments uint8 [B, T], credit [R, S], group_ids int64 [B], mask bool [B, T].
     """
     rewards64, credit64 = rewards.double(), credit.double()
@@ -42,6 +45,8 @@ def token_advantages(
     advantages = torch.zeros(mask.shape, dtype=torch.float64, device=rewards.device)
     for group in group_ids.unique():
         members = (group_ids == group).nonzero().squeeze(-1)
+        if unscored == "skip":
+            members = members[~rewards64[members].isnan().any(dim=1)]
         scores, size = rewards64[members], len(members)
         if normalize == "rewards":
             columns = [_standardise(scores[:, r], eps, size) for r in range(scores.shape[1])]
