@@ -63,6 +63,19 @@ def clip(spans: Iterable[Sequence[float]], low: float, high: float) -> list[Span
     return [(max(start, low), min(end, high)) for start, end in merge(spans) if start <= high and end >= low]
 
 
+def inside_video(spans: Iterable[Sequence[float]], duration: float, start: float = 0.0) -> list[Span]:
+    """Union of spans cut to what a video shows, [start, duration): the one rule for rewards, zooming and metrics.
+
+    The last instant is excluded: no frame is shown at `duration`. Empty if no span touches the video.
+
+    Args:
+        spans: pairs of seconds.
+        duration: where the video, or the part of it that counts, ends.
+        start: where it begins.
+    """
+    return [span for span in clip(spans, start, duration) if span[0] < duration]
+
+
 def intersection(a: Iterable[Sequence[float]], b: Iterable[Sequence[float]]) -> float:
     """Length in seconds of the overlap between the union of `a` and the union of `b`."""
     left, right = merge(a), merge(b)

@@ -48,13 +48,20 @@ def format_reward(
     return float(response.well_formed)
 
 
-def iou_reward(response: str | Response, spans: Iterable[Sequence[float]]) -> float:
-    """Intersection over union of the response's spans and the true spans (pairs of seconds); 0 when either is empty.
+def iou_reward(response: str | Response, spans: Iterable[Sequence[float]], *, duration: float | None = None) -> float:
+    """Intersection over union of the response's spans and the true spans; 0 when either is empty.
+
+    Args:
+        response: text or parsed.
+        spans: the true spans, pairs of seconds.
+        duration: seconds of the video, to which the response's spans are cut first, as answers' are before they are
+            measured. None leaves them as they are, as the authors' function does.
 
     Raises:
         ValueError: a true span is not a pair of finite numbers in order.
     """
-    return intervals.iou(parsed(response).spans, spans)
+    named = parsed(response).spans
+    return intervals.iou(named if duration is None else intervals.inside_video(named, duration), spans)
 
 
 def answer_reward(response: str | Response, letter: str) -> float:

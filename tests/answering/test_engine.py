@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from zoomzero import ZoomZero
 from zoomzero.answering import engine as engine_module
+from zoomzero.answering import passes
 from zoomzero.answering.answer import AnswerOptions, Query
+from zoomzero.rollouts import Rollouts
 from zoomzero.synthetic import make_clips
 from zoomzero.synthetic.clips import Clip
 from zoomzero.video import Video, VideoError, open_video
@@ -127,3 +130,34 @@ def test_bad_arguments_are_refused(engine: ZoomZero, clips: list[Clip], tmp_path
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(VideoError, match=r"text\.mp4"):
         engine.answer(tmp_path / "text.mp4", question, OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("said", "letter", "spans"),
+    [
+        ("<answer>b</answer>\n<glue>(3, 5.5)</glue>", "B", ((3.0, 5.5),)),
+        ("<answer>**B**</answer>\n<glue>00:03-00:05</glue>", "B", ((3.0, 5.0),)),
+        ("<answer>(B) the dog</answer>\n<glue>[(3, 99)]</glue>", "B", ((3.0, 32.0),)),
+        ("<answer>the dog</answer>", "B", ()),
+        ("The answer is B", "B", ()),
+        ("<answer>A or B</answer>\n<glue>[1, 2, 3]</glue>", None, ()),
+    ],
+)
+def test_clear_answers_in_other_words_are_read(
+    engine: ZoomZero, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, said: str, letter: str | None, spans: Any
+) -> None:
+    """The model's tokens are put in its mouth, each with probability 0.5."""
+    ids = torch.tensor(
+        [
+            [
+                *engine.processor.tokenizer(said, add_special_tokens=False).input_ids,
+                engine.processor.tokenizer.eos_token_id,
+            ]
+        ]
+    )
+    logps = torch.full(ids.shape, 0.5).log()
+    rollouts = Rollouts(ids, torch.ones_like(ids, dtype=torch.bool), logps, torch.tensor([True]))
+    monkeypatch.setattr(passes, "generate", lambda *_: rollouts)
+    answer = engine.answer(clips[0].path, "Who barks?", ("the cat", "the dog"), strategy="single")
+    assert (answer.letter, answer.spans) == (letter, spans)
+    assert answer.confidence == (0 if letter is None else pytest.approx(0.5))

@@ -81,3 +81,9 @@ def test_errors(spans: Any, error: type[Exception], match: str) -> None:
     for function in (intervals.merge, lambda s: intervals.iou(s, [(0, 1)]), lambda s: intervals.iop([(0, 1)], s)):
         with pytest.raises(error, match=match):
             function(spans)
+
+
+def test_what_a_video_shows_of_spans() -> None:
+    assert intervals.inside_video([(3, 5), (4, 8), (-2, 1), (30, 99)], 32) == [(0, 1), (3, 8), (30, 32)]
+    assert intervals.inside_video([(40, 50), (32, 32), (-5, -1)], 32) == []
+    assert intervals.inside_video([(7, 7), (31, 40)], 32, start=7) == [(7, 7), (31, 32)]

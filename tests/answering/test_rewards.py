@@ -66,6 +66,13 @@ def test_format_reward_knows_the_number_of_options_and_the_variant_without_think
     assert format_reward(parse(direct, thinking=False)) == 1
 
 
+def test_spans_are_cut_to_the_video_where_its_length_is_known() -> None:
+    text = GOOD.replace("(41.0, 44.5)", "(30, 99)")
+    assert iou_reward(text, [(20.3, 32.0)], duration=32.0) == 1.0
+    assert iou_reward(text, [(20.3, 32.0)]) == pytest.approx(11.7 / 78.7)
+    assert iou_reward(text, [(20.3, 32.0)], duration=10.0) == 0.0
+
+
 @pytest.mark.parametrize("letter", ["", " ", "()", "AB", "b", "A dog", "1"])
 def test_a_true_answer_must_be_a_letter(letter: str) -> None:
     for reward in (answer_reward, zoom_reward):

@@ -14,7 +14,8 @@ from zoomzero.answering.answer import AnswerOptions, Cost, Pass
 from zoomzero.answering.cost import text_flops, vision_flops
 from zoomzero.answering.scene import Ask
 from zoomzero.inputs import VideoInputs
-from zoomzero.intervals import Span, clip
+from zoomzero.intervals import Span, inside_video
+from zoomzero.lenient import read_letter, read_spans
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.looks.videos import OpenVideos
@@ -188,22 +189,25 @@ class Passes:
             if response.answer_chars is not None:
                 words = text[slice(*response.answer_chars)].strip() or None
             confidence = _mean_probability(logps, answer_places) if words else 0.0
-        elif response.answer is not None and response.answer in list(inquiry.letters):
-            letter = response.answer
-            place = self._letter_place(ids, answer_places, letter)
-            confidence = float(logps[place].exp()) if place is not None else 0.0
-        spans = _spans_of_video(ask, response.spans)
+        elif (letter := read_letter(response, inquiry.options)) is not None:
+            place = self._letter_place(ids, answer_places or own, letter)
+            # An answer in the option's own words has no token for its letter.
+            confidence = float(logps[place].exp()) if place is not None else _mean_probability(logps, answer_places)
+        spans = _spans_of_video(ask, read_spans(response))
         sure = 0.0
         if spans and rollout.top_logps is not None:
             sure = float(-rollout.top_logps[0][keep][segments.to(keep.device) == SPAN].mean())
         return _Words(text, len(ids), letter, words, confidence, spans, sure)
 
     def _letter_place(self, token_ids: Sequence[int], places: Sequence[int], letter: str) -> int | None:
-        """Index of the token that holds the answer's letter: tags are lower case, so the first in the element."""
-        for place in places:
-            if letter in self.processor.tokenizer.decode([token_ids[place]]):
-                return place
-        return None
+        """Index of the token that holds the answer's letter: tags are lower case, so the first in the element.
+
+        A letter written small is a token of its own.
+        """
+        texts = [str(self.processor.tokenizer.decode([token_ids[place]])) for place in places]
+        held = [place for place, text in zip(places, texts, strict=True) if letter in text]
+        small = [place for place, text in zip(places, texts, strict=True) if text.strip(" .:()[]*") == letter.lower()]
+        return next(iter(held + small), None)
 
     def _eos_ids(self) -> tuple[int, ...]:
         generation = self.model.generation_config
@@ -221,7 +225,7 @@ def _spans_of_video(ask: Ask, spans: Sequence[Span]) -> tuple[Span, ...]:
     video = ask.look.video
     low, high = ask.looked_at[0] if ask.looked_at else (0.0, video.duration if isinstance(video, Video) else 0.0)
     moved = [(start + ask.clock_start, end + ask.clock_start) for start, end in spans]
-    return tuple(span for span in clip(moved, low, high) if span[0] < high)
+    return tuple(inside_video(moved, high, low))
 
 
 def _mean_probability(logps: Tensor, places: Sequence[int]) -> float:

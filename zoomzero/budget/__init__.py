@@ -149,8 +149,7 @@ def _check_limits(limits: Limits, patch_size: int, merge_size: int) -> None:
 
 
 def _clip_to_video(spans: Sequence[Sequence[float]], duration: float) -> list[intervals.Span]:
-    # The last instant is excluded: no frame is shown at `duration`.
-    inside = [(start, end) for start, end in intervals.clip(spans, 0.0, duration) if start < duration]
+    inside = intervals.inside_video(spans, duration)
     if not inside:
         raise ValueError(
             f"plan_frames: spans must touch the video [0, {duration:g}), got {list(spans)!r}; "

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from zoomzero.budget import FramePlan
-from zoomzero.intervals import Span, clip
 from zoomzero.models.encoding import EncodedPrompt, video_features
 from zoomzero.prompts import Inquiry
 from zoomzero.video import Video
@@ -57,11 +56,6 @@ class Look:
 def frames_key(video: str | Video, plan: FramePlan) -> Hashable:
     """Equal for the same frames in the same size."""
     return video, plan.timestamps, plan.size, plan.sample_fps
-
-
-def spans_inside(spans: Sequence[Span], duration: float) -> tuple[Span, ...]:
-    """Spans that a response names, merged and cut to [0, duration); empty if it names none there."""
-    return tuple(span for span in clip(spans, 0.0, duration) if span[0] < duration)
 
 
 @dataclass(frozen=True)

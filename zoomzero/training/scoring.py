@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from zoomzero.looks import Look, PreparedPrompt, spans_inside, through_tower
+from zoomzero.intervals import inside_video
+from zoomzero.looks import Look, PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.forward import next_token_logps
 from zoomzero.responses import Response, parse
@@ -54,7 +55,7 @@ class Scores:
 
 def valid_spans(response: Response, duration: float) -> list[tuple[float, float]]:
     """The response's spans, merged and cut to [0, duration); empty if it names none there."""
-    return list(spans_inside(response.spans, duration))
+    return inside_video(response.spans, duration)
 
 
 def score(
@@ -87,7 +88,7 @@ def score(
         (
             format_reward(response),
             zoomed,
-            iou_reward(response, _pairs(row["spans"])),
+            iou_reward(response, _pairs(row["spans"]), duration=durations[row["video"]]),
             answer_reward(response, row["answer"]),
         )
         for row, response, zoomed in zip(rows, taken, zoom, strict=True)
