@@ -6,9 +6,8 @@ TORCH := torch==2.14.1 torchvision==0.29.1
 EXTRAS := dev,train,video
 NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
-TYPED := zoomzero zoomzero_kernels build_backend
 
-.PHONY: setup demo test test-rivals lint bench kernel-report sanitize tiny clean
+.PHONY: setup demo test test-rivals lint format check bench kernel-report sanitize tiny clean
 
 setup: $(VENV)/.project
 
@@ -38,9 +37,18 @@ test-rivals: setup
 	.ci/rivals.sh
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(TYPED)
+	.ci/lint.sh
+
+# What of lint a tool can mend.
+format: setup
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format --quiet .
+	git ls-files -z '*.cpp' '*.h' '*.cu' '*.c' | xargs -0 $(BIN)/clang-format -i
+	$(BIN)/python docs/draw_architecture.py
+
+# All that must pass before a change is merged.
+check:
+	.ci/run
 
 # Beside the rivals, so in their environment.
 bench: setup

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shared by the three installation checks. Source it; it makes a temporary folder that is removed at exit.
 set -euo pipefail
 

@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
-# Debian packages that tests use: Chromium shows the report's page. Nothing happens where it is there already.
+# Debian packages that tests and lint use: Chromium shows the report's page, shellcheck reads the scripts. Nothing happens where
+# they are there already.
 set -euo pipefail
 
-command -v chromium >/dev/null && exit 0
+missing=()
+command -v chromium > /dev/null || missing+=(chromium fonts-dejavu-core)
+command -v shellcheck > /dev/null || missing+=(shellcheck)
+if [ ${#missing[@]} = 0 ]; then exit 0; fi
 sudo=$([ "$(id -u)" = 0 ] || echo sudo)
 $sudo apt-get update -qq
-DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null

@@ -16,7 +16,7 @@ LETTERS = {"i32": "i", "i64": "l", "fp32": "f", "fp64": "d"}
 
 
 def parameter_letters(compiled: Any, types: dict[str, str]) -> str:
-    """The kernel's parameters as csrc/embedded_kernels/op.h writes them, Triton's scratch pointers at the end included."""
+    """The kernel's parameters as csrc/embedded_kernels/op.h writes them, Triton's scratch pointers at the end."""
     letters = "".join("p" if name.startswith("*") else LETTERS[name] for name in types.values())
     (parameters,) = re.findall(r"\.entry [^(]*\(([^)]*)\)", compiled.asm["ptx"])
     num_scratch = parameters.count(".param") - len(letters)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import (
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    PolicyOptions,
-    PolicyTensors,
-    RowOutputs,
-)
 from zoomzero_kernels.triton_kernels.launch import Arguments, Launch
 from zoomzero_kernels.triton_kernels.variants import Variant, row_variant
+
+if TYPE_CHECKING:  # these stand above: the passes over rows launch what is here
+    from zoomzero_kernels.policy.options import (
+        LogpOutputs,
+        LogpSlopes,
+        LogpStatistics,
+        PolicyOptions,
+        PolicyTensors,
+        RowOutputs,
+    )
 
 _LOGIT_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
