@@ -179,3 +179,14 @@ def test_help_of_normalize_names_every_choice() -> None:
 
     (field,) = [field for field in dataclasses.fields(TrainingSettings) if field.name == "advantage_normalize"]
     assert all(name in field.metadata["help"] for name in NORMALIZATIONS)
+
+
+def test_train_with_too_few_questions_says_both_numbers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained"
+    assert (
+        main(["train", str(folder / "annotations.json"), "--out", str(out), "--prompts", "9", "--rollouts", "2"]) == 1
+    )
+    assert "a step needs 9 rows, one per group, got 4" in capsys.readouterr().err
+    assert not (out / "model.safetensors").exists()

@@ -494,3 +494,25 @@ def test_wrong_arguments_are_refused(
 def test_trls_reward_hook_is_never_called() -> None:
     with pytest.raises(RuntimeError, match="rewards are computed with the batch"):
         trainer_module._rewards_of_a_batch(prompts=[], completions=[])
+
+
+def test_rows_are_checked_at_construction(build: Build, rows: list[Row]) -> None:
+    token = tiny_processor().tokenizer.all_special_tokens[0]
+    with pytest.raises(ValueError, match=r"train_dataset, row 1: a text must not hold the special token"):
+        build(train_dataset=[rows[0], {**rows[1], "question": f"Which {token}?"}])
+    with pytest.raises(ValueError, match=r"eval_dataset, row 0: 'answer' must be a letter"):
+        build(eval_dataset=[{**rows[1], "answer": "?"}])
+
+
+# The last needs six: two micro-batches of three groups are generated together.
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({"per_device_train_batch_size": 20}, 5),
+        ({"gradient_accumulation_steps": 3}, 6),
+        ({"per_device_train_batch_size": 12, "steps_per_generation": 2}, 6),
+    ],
+)
+def test_fewer_rows_than_a_step_needs_are_refused(build: Build, changes: dict[str, Any], needed: int) -> None:
+    with pytest.raises(ValueError, match=rf"a step needs {needed} rows, one per group, got 4 in train_dataset"):
+        build(**changes)

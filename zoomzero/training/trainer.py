@@ -21,7 +21,7 @@ from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
 from zoomzero.training.collect import Collector, ShownResponses
 from zoomzero.training.config import ZoomZeroConfig
-from zoomzero.training.dataset import Rows, checked_dataset, keywords
+from zoomzero.training.dataset import Rows, check_num_rows, checked_dataset
 from zoomzero.training.groups import GroupBatch
 from zoomzero.training.loss import group_loss
 from zoomzero.training.metrics import Metrics
@@ -70,19 +70,12 @@ class ZoomZeroTrainer(GRPOTrainer):
         require_hooks()
         if not isinstance(args, ZoomZeroConfig):
             raise TypeError(f"ZoomZeroTrainer: args must be a ZoomZeroConfig, got {type(args).__name__}; build one")
-        if isinstance(model, str):
-            processing_class = processing_class or load_processor(model)
-            require_qwen2_5_inputs(processing_class)
-            # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
-            options = {"dtype": torch.float32, **keywords(args.model_init_kwargs)}
-            model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **options)
-        require_qwen2_5_vl(model)
-        if not isinstance(processing_class, VideoInputs):
-            raise TypeError(
-                f"ZoomZeroTrainer: processing_class must be a VideoInputs, got {type(processing_class).__name__}; use "
-                "zoomzero.load_processor(path of the checkpoint)"
-            )
-        require_qwen2_5_inputs(processing_class)
+        model, processor = _loaded(model, args, processing_class)
+        special_tokens = processor.tokenizer.all_special_tokens
+        train_dataset = checked_dataset(train_dataset, "train_dataset", special_tokens)
+        check_num_rows(len(train_dataset), cast(int, args.generation_batch_size) // args.num_generations)
+        if eval_dataset is not None:
+            eval_dataset = checked_dataset(eval_dataset, "eval_dataset", special_tokens)
         use_segment_attention(model)
         needs_reference = args.beta > 0 or (args.zoom_reward and args.zoom_scorer == "reference")
         self.reference = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference else None
@@ -94,9 +87,9 @@ class ZoomZeroTrainer(GRPOTrainer):
             model=model,
             reward_funcs=_rewards_of_a_batch,
             args=own_args,
-            train_dataset=checked_dataset(train_dataset, "train_dataset"),
-            eval_dataset=None if eval_dataset is None else checked_dataset(eval_dataset, "eval_dataset"),
-            processing_class=processing_class.tokenizer,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
         )
@@ -105,7 +98,7 @@ class ZoomZeroTrainer(GRPOTrainer):
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
         self.encoder = RowEncoder(
-            processing_class,
+            processor,
             model,
             freeze_vision=args.freeze_vision,
             feature_bytes=args.feature_cache_bytes,
@@ -230,6 +223,27 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer's construction to its hub; training here stays offline."""
+
+
+def _loaded(
+    model: Qwen2_5_VLForConditionalGeneration | str, args: ZoomZeroConfig, processor: VideoInputs | None
+) -> tuple[Qwen2_5_VLForConditionalGeneration, VideoInputs]:
+    """The model and its inputs, loaded where `model` is a path; TypeError, ValueError if they cannot be trained."""
+    if isinstance(model, str):
+        processor = processor or load_processor(model)
+        require_qwen2_5_inputs(processor)
+        # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
+        # TRL also takes the keywords as JSON text, and has parsed them by now.
+        options: dict[str, Any] = {"dtype": torch.float32, **cast(dict[str, Any], args.model_init_kwargs or {})}
+        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **options)
+    require_qwen2_5_vl(model)
+    if not isinstance(processor, VideoInputs):
+        raise TypeError(
+            f"ZoomZeroTrainer: processing_class must be a VideoInputs, got {type(processor).__name__}; use "
+            "zoomzero.load_processor(path of the checkpoint)"
+        )
+    require_qwen2_5_inputs(processor)
+    return model, processor
 
 
 def _rewards_of_a_batch(**_: object) -> list[float | None]:
