@@ -2,6 +2,8 @@
 #include "bindings.h"
 
 #include "common/cpu_capability.h"
+#include "common/element_type.h"
+#include "common/parallel.h"
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.doc() = "Native code of zoomzero_kernels. Private: call the functions of zoomzero_kernels instead.";
@@ -10,6 +12,11 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
 #else
   m.attr("WITH_CUDA") = false;
 #endif
+  m.attr("OPENMP") = zoomzero::kHasOpenMP;
+  pybind11::enum_<zoomzero::ElementType>(m, "ElementType")
+      .value("FLOAT32", zoomzero::ElementType::kFloat32)
+      .value("BFLOAT16", zoomzero::ElementType::kBFloat16)
+      .value("FLOAT16", zoomzero::ElementType::kFloat16);
   m.def("cpu_capability", &zoomzero::cpu_capability_name, "Instruction set that the CPU kernels chose.");
   zoomzero::bind_embedded_kernels(m);
   zoomzero::bind_frame_resample(m);

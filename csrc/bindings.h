@@ -1,7 +1,7 @@
 // One function an op: adds the op's entry points to the module. Defined in csrc/<op>/bind.cpp.
 #pragma once
 
-#include <torch/csrc/utils/pybind.h>
+#include <pybind11/pybind11.h>
 
 namespace zoomzero {
 

@@ -1,3 +1,6 @@
+import enum
+from collections.abc import Sequence
+
 from torch import Tensor
 
 Axis = tuple[Tensor, Tensor, Tensor, int]
@@ -12,7 +15,28 @@ FrameResampleOptions = tuple[
 ]
 
 WITH_CUDA: bool
+OPENMP: bool
 EMBEDDED_KERNELS: tuple[tuple[str, int], ...]
+
+class ElementType(enum.Enum):
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+
+class LogitRows:
+    def __init__(
+        self,
+        logits: int,
+        type: ElementType,
+        shape: Sequence[int],
+        strides: tuple[int, ...],
+        token_ids: int,
+        mask: int,
+        inv_temperature: float,
+    ) -> None: ...
+
+class GradientRows:
+    def __init__(self, data: int, strides: tuple[int, ...]) -> None: ...
 
 def embedded_kernel_image(variant: str, architecture: int) -> bytes: ...
 def packed_embedded_launch(
@@ -31,39 +55,17 @@ def frame_resample_launch(
     frames: Tensor, frame_indices: Tensor | None, out: Tensor, options: FrameResampleOptions, num_processors: int
 ) -> tuple[bytes, bytes, int, int]: ...
 def policy_rows(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    temperature: float,
-    numbers: tuple[float, float, float, float, float],
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
-    grad: Tensor | None,
+    rows: LogitRows,
+    tokens: Sequence[int],
+    options: tuple[float, ...],
+    outputs: Sequence[int],
+    grad: GradientRows,
+    num_threads: int,
 ) -> None: ...
-def logp_rows(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    logps: Tensor,
-    entropy: Tensor,
-    normaliser: Tensor,
-) -> None: ...
+def logp_rows(rows: LogitRows, logps: int, entropy: int, normaliser: int, num_threads: int) -> None: ...
 def logp_rows_backward(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    temperature: float,
-    entropy: Tensor,
-    normaliser: Tensor,
-    grad_logps: Tensor,
-    grad_entropy: Tensor | None,
-    grad: Tensor,
+    rows: LogitRows, statistics: tuple[int, int], slopes: tuple[int, int], grad: GradientRows, num_threads: int
 ) -> None: ...
-def policy_rows_cpu_capability() -> str: ...
 def token_advantages(
     rewards: Tensor,
     segments: Tensor,

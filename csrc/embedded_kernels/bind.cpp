@@ -1,5 +1,6 @@
 // The embedded Triton kernels between Python and CUDA: packs arguments by the kernel's parameters and launches on torch's
 // current stream. Without CUDA the list of kernels is empty.
+#include <torch/csrc/utils/pybind.h>
 #include "bindings.h"
 
 #ifdef ZOOMZERO_EMBEDDED_KERNELS

@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include <torch/csrc/utils/pybind.h>
 #include "bindings.h"
 #include "frame_resample/op.h"
 #include "common/huge_pages.h"

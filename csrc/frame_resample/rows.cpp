@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "common/cpu_capability.h"
-#include "common/element_type.h"
+#include "common/half_types.h"
 
 namespace zoomzero {
 namespace {

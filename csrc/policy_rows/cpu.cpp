@@ -1,32 +1,55 @@
-// The terms of the policy loss for one row; the maths over the vocabulary is in rows.inl.
+// The terms of the policy loss for one row; the maths over the vocabulary is in rows.cpp.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "policy_rows/op.h"
 
+#include "common/cpu_capability.h"
+#include "common/half_types.h"
+#include "common/huge_pages.h"
+#include "common/parallel.h"
+#include "policy_rows/rows.h"
+
 namespace zoomzero {
 namespace {
 
-int64_t element_bytes(LogitType type) { return type == LogitType::kFloat32 ? 4 : 2; }
+const RowMath& row_math() {
+  static constexpr const RowMath* kTables[] = ZOOMZERO_TABLES(kRowMath);
+  return *kTables[static_cast<int32_t>(cpu_capability())];
+}
+
+int64_t num_rows(const LogitRows& rows) { return rows.num_sequences * rows.num_tokens; }
 
 const void* row_of(const LogitRows& rows, int64_t row) {
   const int64_t offset = row / rows.num_tokens * rows.stride_sequence + row % rows.num_tokens * rows.stride_token;
-  return static_cast<const char*>(rows.logits) + offset * element_bytes(rows.type);
+  return static_cast<const char*>(rows.logits) + offset * bytes_of(rows.type);
 }
 
 void* row_of(const GradientRows& grad, const LogitRows& rows, int64_t row) {
   const int64_t offset = row / rows.num_tokens * grad.stride_sequence + row % rows.num_tokens * grad.stride_token;
-  return static_cast<char*>(grad.data) + offset * element_bytes(rows.type);
+  return static_cast<char*>(grad.data) + offset * bytes_of(rows.type);
 }
 
 void clear_row(const GradientRows& grad, const LogitRows& rows, int64_t row) {
-  // All bits zero is the number 0 in every LogitType.
-  std::memset(row_of(grad, rows, row), 0, static_cast<size_t>(rows.vocab_size * element_bytes(rows.type)));
+  // All bits zero is the number 0 in every ElementType.
+  std::memset(row_of(grad, rows, row), 0, static_cast<size_t>(rows.vocab_size * bytes_of(rows.type)));
 }
 
 RowStatistics statistics_of(const LogitRows& rows, const RowMath& math, int64_t row) {
   return math.statistics[static_cast<int32_t>(rows.type)](row_of(rows, row), rows.vocab_size, rows.inv_temperature);
+}
+
+// z of one element, in float64.
+double scaled_logit(const void* row, ElementType type, int64_t index, float inv_temperature) {
+  switch (type) {
+    case ElementType::kFloat32: return static_cast<double>(static_cast<const float*>(row)[index]) * inv_temperature;
+    case ElementType::kBFloat16:
+      return static_cast<double>(to_float(static_cast<const BFloat16Bits*>(row)[index])) * inv_temperature;
+    case ElementType::kFloat16:
+      return static_cast<double>(to_float(static_cast<const Float16Bits*>(row)[index])) * inv_temperature;
+  }
+  __builtin_unreachable();
 }
 
 double logp_of(const LogitRows& rows, const RowStatistics& statistics, int64_t row) {
@@ -46,8 +69,8 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   const double ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
   const double unclipped = ratio * advantage;
   // A NaN ratio stays NaN.
-  const double low = 1.0 - static_cast<double>(p.clip_low);
-  const double high = 1.0 + static_cast<double>(p.clip_high);
+  const double low = 1.0 - static_cast<double>(p.options.clip_low);
+  const double high = 1.0 + static_cast<double>(p.options.clip_high);
   const double bounded = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
   PolicyTerms terms{};
   terms.clipped = bounded < unclipped;
@@ -58,24 +81,29 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   const double growth = std::expm1(delta);
   // An infinite estimate, which the clamp bounds, would become inf - inf.
   const double kl = growth > 1e300 ? growth : growth - delta;
-  const bool outside = kl > p.kl_clamp;
-  terms.kl = outside ? p.kl_clamp : kl;
+  const bool outside = kl > p.options.kl_clamp;
+  terms.kl = outside ? p.options.kl_clamp : kl;
   double slope = outside ? 0.0 : -growth;
-  if (p.unbiased_kl) {
+  if (p.options.unbiased_kl != 0) {
     // Inside the clamp kl - growth is -delta, which the subtraction would lose.
     slope = ratio * (outside ? terms.kl : -delta);
     terms.kl *= ratio;
   }
-  if (p.beta > 0) {
-    terms.loss += p.beta * terms.kl;
-    terms.derivative += p.beta * slope;
+  if (p.options.beta > 0) {
+    terms.loss += p.options.beta * terms.kl;
+    terms.derivative += p.options.beta * slope;
   }
   return terms;
 }
 
-}  // namespace
+// A fresh gradient: its page faults would cost more than the arithmetic.
+void advise_gradient(const GradientRows& grad, const LogitRows& rows) {
+  const bool contiguous = grad.stride_token == rows.vocab_size && grad.stride_sequence == rows.num_tokens * rows.vocab_size;
+  if (grad.data == nullptr || grad.data == rows.logits || !contiguous) return;
+  advise_huge_pages(grad.data, static_cast<size_t>(num_rows(rows) * rows.vocab_size * bytes_of(rows.type)));
+}
 
-void policy_row_cpu(const PolicyRows& p, const RowMath& math, int64_t row) {
+void policy_row(const PolicyRows& p, const RowMath& math, int64_t row) {
   const bool wants_gradient = p.grad.data != nullptr;
   if (!p.rows.mask[row]) {
     if (wants_gradient) clear_row(p.grad, p.rows, row);
@@ -98,7 +126,7 @@ void policy_row_cpu(const PolicyRows& p, const RowMath& math, int64_t row) {
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
 }
 
-void logp_row_cpu(const LogpRows& p, const RowMath& math, int64_t row) {
+void logp_row(const LogpRows& p, const RowMath& math, int64_t row) {
   if (!p.rows.mask[row]) return;
   const RowStatistics statistics = statistics_of(p.rows, math, row);
   p.logps[row] = static_cast<float>(logp_of(p.rows, statistics, row));
@@ -107,7 +135,7 @@ void logp_row_cpu(const LogpRows& p, const RowMath& math, int64_t row) {
   p.normaliser[2 * row + 1] = static_cast<float>(statistics.log_sum);
 }
 
-void logp_row_backward_cpu(const LogpRowsBackward& p, const RowMath& math, int64_t row) {
+void logp_row_backward(const LogpRowsBackward& p, const RowMath& math, int64_t row) {
   const double slope = p.rows.mask[row] ? p.grad_logps[row] : 0.0;
   const double entropy_slope = p.rows.mask[row] && p.grad_entropy != nullptr ? p.grad_entropy[row] : 0.0;
   if (slope == 0 && entropy_slope == 0) return clear_row(p.grad, p.rows, row);
@@ -115,6 +143,25 @@ void logp_row_backward_cpu(const LogpRowsBackward& p, const RowMath& math, int64
   const RowGradient gradient{p.rows.vocab_size,      p.rows.inv_temperature, statistics,
                              p.rows.token_ids[row], slope,                  entropy_slope};
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
+}
+
+}  // namespace
+
+void policy_rows_cpu(const PolicyRows& params, int32_t num_threads) {
+  const RowMath& math = row_math();
+  advise_gradient(params.grad, params.rows);
+  parallel_for_each(num_rows(params.rows), num_threads, [&](int64_t row) { policy_row(params, math, row); });
+}
+
+void logp_rows_cpu(const LogpRows& params, int32_t num_threads) {
+  const RowMath& math = row_math();
+  parallel_for_each(num_rows(params.rows), num_threads, [&](int64_t row) { logp_row(params, math, row); });
+}
+
+void logp_rows_backward_cpu(const LogpRowsBackward& params, int32_t num_threads) {
+  const RowMath& math = row_math();
+  advise_gradient(params.grad, params.rows);
+  parallel_for_each(num_rows(params.rows), num_threads, [&](int64_t row) { logp_row_backward(params, math, row); });
 }
 
 }  // namespace zoomzero

@@ -7,17 +7,18 @@
 
 #include <cstdint>
 
-#include "policy_rows/rows.h"
+#include "common/element_type.h"
 
 namespace zoomzero {
 
 struct LogitRows {
   const void* logits;  // [B, T, V], last stride 1
-  LogitType type;
+  ElementType type;
+  int64_t num_sequences;  // B
+  int64_t num_tokens;     // T
+  int64_t vocab_size;     // V
   int64_t stride_sequence;  // in elements
   int64_t stride_token;
-  int64_t num_tokens;  // T
-  int64_t vocab_size;
   const int64_t* token_ids;  // [B, T], as all that follow
   const bool* mask;
   float inv_temperature;
@@ -30,18 +31,25 @@ struct GradientRows {
   int64_t stride_token;
 };
 
-struct PolicyRows {
-  LogitRows rows;
-  const float* advantages;  // [B, T]
-  const float* weights;
-  const float* old_logps;  // nullptr: on-policy
-  const float* ref_logps;  // nullptr: no KL
+// The per-token objective: the fields of Python's PolicyOptions in their order, all numbers, so that a tuple of floats
+// fills it.
+struct PolicyOptions {
+  float temperature;  // of LogitRows::inv_temperature, which is rounded once from float64
   float beta;
   float clip_low;
   float clip_high;
   float kl_clamp;     // inf: no clamp
-  bool unbiased_kl;   // the KL estimate is multiplied by the ratio
-  float* loss;     // outputs [B, T], zeroed by the caller
+  float unbiased_kl;  // not 0: the KL estimate is multiplied by the ratio
+};
+
+struct PolicyRows {
+  LogitRows rows;
+  PolicyOptions options;
+  const float* advantages;  // [B, T]
+  const float* weights;
+  const float* old_logps;  // nullptr: on-policy
+  const float* ref_logps;  // nullptr: no KL
+  float* loss;             // outputs [B, T], zeroed by the caller
   float* logps;
   float* entropy;
   float* kl;
@@ -65,9 +73,8 @@ struct LogpRowsBackward {
   GradientRows grad;
 };
 
-// Each handles the row of one token, row in [0, B * T).
-void policy_row_cpu(const PolicyRows& params, const RowMath& math, int64_t row);
-void logp_row_cpu(const LogpRows& params, const RowMath& math, int64_t row);
-void logp_row_backward_cpu(const LogpRowsBackward& params, const RowMath& math, int64_t row);
+void policy_rows_cpu(const PolicyRows& params, int32_t num_threads);
+void logp_rows_cpu(const LogpRows& params, int32_t num_threads);
+void logp_rows_backward_cpu(const LogpRowsBackward& params, int32_t num_threads);
 
 }  // namespace zoomzero

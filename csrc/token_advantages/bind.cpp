@@ -7,6 +7,7 @@
 #include <numeric>
 #include <vector>
 
+#include <torch/csrc/utils/pybind.h>
 #include "bindings.h"
 #include "token_advantages/op.h"
 

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include <torch/csrc/utils/pybind.h>
 #include "bindings.h"
 #include "common/huge_pages.h"
 #include "token_resample/op.h"

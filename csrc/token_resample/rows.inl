@@ -12,7 +12,7 @@
 #endif
 
 #include "frame_resample/rows.h"
-#include "common/element_type.h"
+#include "common/half_types.h"
 #include "token_resample/op.h"
 
 namespace zoomzero {

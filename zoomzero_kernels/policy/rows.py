@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, native
 from zoomzero_kernels.policy import rows_eager
 from zoomzero_kernels.policy.options import (
     LogpOutputs,
@@ -44,6 +44,31 @@ def _maybe_values(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else _values(tensor)
 
 
+def _address(logits: Tensor, values: Tensor | None, per_token: int = 1) -> int:
+    """Where float32 values of each token of [B, T] lie, for native code."""
+    count = logits.shape[0] * logits.shape[1] * per_token
+    return native.address(values, torch.float32, count, logits.device)
+
+
+def _native_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> _C.LogitRows:
+    count = logits.shape[0] * logits.shape[1]
+    return _C.LogitRows(
+        logits.data_ptr(),
+        native.element_type(logits),
+        logits.shape,
+        logits.stride()[:2],
+        native.address(token_ids, torch.int64, count, logits.device),
+        native.address(mask, torch.bool, count, logits.device),
+        1.0 / temperature,
+    )
+
+
+def _native_gradient(grad: Tensor | None) -> _C.GradientRows:
+    if grad is None:
+        return _C.GradientRows(0, (0, 0))
+    return _C.GradientRows(grad.data_ptr(), grad.stride()[:2])
+
+
 def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, grad: Tensor | None) -> RowOutputs:
     """Token losses and, if ``grad`` is given, the gradient of their weighted sum in the logits.
 
@@ -65,7 +90,14 @@ def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, 
         ref_logps=_maybe_values(tensors.ref_logps),
     )
     if chosen == "native":
-        _C.policy_rows(source, *ready, options.temperature, options[1:], outputs, target)
+        _C.policy_rows(
+            _native_rows(source, ready.token_ids, ready.mask, options.temperature),
+            [_address(logits, values) for values in ready[2:]],
+            options,
+            [_address(logits, values) for values in outputs],
+            _native_gradient(target),
+            torch.get_num_threads(),
+        )
     else:
         launch.run(policy_rows_launch.policy_rows_launch(source, ready, options, outputs, target))
     if grad is not None and target is not None and target is not grad:
@@ -81,7 +113,13 @@ def logp_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: floa
     outputs = LogpOutputs.zeros(mask.shape, logits)
     inputs = (_unit_stride(logits), token_ids.contiguous(), mask.contiguous(), temperature)
     if chosen == "native":
-        _C.logp_rows(*inputs, *outputs)
+        _C.logp_rows(
+            _native_rows(*inputs),
+            _address(logits, outputs.logps),
+            _address(logits, outputs.entropy),
+            _address(logits, outputs.normaliser, 2),
+            torch.get_num_threads(),
+        )
     else:
         launch.run(policy_rows_launch.logp_rows_launch(*inputs, outputs))
     return outputs
@@ -108,6 +146,12 @@ def logp_rows_backward(
     ready = LogpStatistics(*map(_values, saved))
     wanted = LogpSlopes(_values(slopes.logps), _maybe_values(slopes.entropy))
     if chosen == "native":
-        _C.logp_rows_backward(*inputs, *ready, *wanted, grad)
+        _C.logp_rows_backward(
+            _native_rows(*inputs),
+            (_address(logits, ready.entropy), _address(logits, ready.normaliser, 2)),
+            (_address(logits, wanted.logps), _address(logits, wanted.entropy)),
+            _native_gradient(grad),
+            torch.get_num_threads(),
+        )
     else:
         launch.run(policy_rows_launch.logp_rows_backward_launch(*inputs, ready, wanted, grad))

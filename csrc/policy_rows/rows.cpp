@@ -1,20 +1,26 @@
-// Maths over one row of logits with compiler vectors; included by one file for each instruction set, which defines
-// ZOOMZERO_ROW_MATH_LANES, the floats of its registers.
+// Maths over one row of logits with compiler vectors, compiled once per instruction set: see Note [Instruction sets] in
+// cpu_capability.h.
 //
 // Problem: log-sum-exp and entropy of up to 262,144 logits, then their softmax times a number. Memory traffic: the first
 // pass reads the row from memory, the second finds it in the L2 cache (a float32 row of 152k logits is 600 kB) and writes
 // the gradient. Blocks of 1,024 logits stay in registers and the L1 cache between the search for the maximum and the sum.
-// Everything has internal linkage, and element_type.h lends its types only: no function compiled here with wide instructions
-// may serve another file.
 #include <cstring>
 
-#include "common/element_type.h"
+#include "common/cpu_capability.h"
+#include "common/half_types.h"
 #include "policy_rows/rows.h"
 
 namespace zoomzero {
 namespace {
 
-constexpr int64_t kLanes = ZOOMZERO_ROW_MATH_LANES;
+// The floats of a register. GCC splits wider vectors through memory, at ten times the time.
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
 constexpr int64_t kBlock = 1024;
 using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
 using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
@@ -251,9 +257,8 @@ void gradient(const void* row, const RowGradient& g, void* out) {
 }
 
 }  // namespace
-}  // namespace zoomzero
 
-#define ZOOMZERO_ROW_MATH(instruction_set)                                                         \
-  {instruction_set,                                                                                \
-   {statistics<float>, statistics<BFloat16Bits>, statistics<Float16Bits>},                         \
-   {gradient<float>, gradient<BFloat16Bits>, gradient<Float16Bits>}}
+const RowMath ZOOMZERO_TABLE(kRowMath) = {{statistics<float>, statistics<BFloat16Bits>, statistics<Float16Bits>},
+                                          {gradient<float>, gradient<BFloat16Bits>, gradient<Float16Bits>}};
+
+}  // namespace zoomzero
