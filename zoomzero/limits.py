@@ -8,3 +8,6 @@ MAX_SKIPPED_FRACTION = 0.05
 
 TIME_LIMIT_SECONDS = 120.0
 """Seconds after which a decoder that gives no sign of life is stopped."""
+
+NUM_DECODERS = 2
+"""Processes that decode files one does not trust, side by side; as many as threads read ahead."""

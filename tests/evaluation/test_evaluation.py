@@ -2,12 +2,12 @@
 
 import json
 import os
-import signal
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.decoders import stop_at
 
 from zoomzero.annotations import Sample, load_annotations
 from zoomzero.answering.engine import Reading, ZoomZero
@@ -21,7 +21,7 @@ from zoomzero.evaluation import (
 from zoomzero.evaluation import run as evaluation
 from zoomzero.patches import VideoPatches
 from zoomzero.synthetic import make_clips, tiny_model, tiny_processor
-from zoomzero.video import Video, VideoError, guarded
+from zoomzero.video import Video, VideoError
 
 
 def test_unreadable_videos_are_counted_as_wrong_and_listed(tmp_path: Path) -> None:
@@ -169,21 +169,11 @@ def test_a_video_that_breaks_in_the_zoom_costs_its_own_sample_only(
         engine.answer(samples[0].video, samples[0].question, samples[0].options, max_new_tokens=6)
 
 
-def test_a_decoder_that_hangs_costs_its_own_samples_only(tmp_path: Path) -> None:
+def test_a_decoder_that_hangs_costs_its_own_samples_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The decoding process is stopped by a signal while the second video is its turn; the others are answered."""
     samples = _questions(tmp_path, 3)
     engine = ZoomZero(tiny_model(), tiny_processor())
-    read = engine.read
-
-    def hanging_read(video: str, *args: Any, **options: Any) -> Reading:
-        if video == samples[2].video:
-            # Nobody else's frames may be on their way just then.
-            with guarded._pool.lock:
-                os.kill(guarded._pool.worker().process.pid, signal.SIGSTOP)
-                return read(video, *args, **options)
-        return read(video, *args, **options)
-
-    engine.read = hanging_read
+    stop_at(monkeypatch, samples[2].video)
     evaluate(engine, samples[:1], max_new_tokens=2)  # the process is there
     result = evaluate(engine, samples, max_new_tokens=2, max_skipped_fraction=0.5, time_limit=1.0, read_ahead=1)
     assert [answer is None for answer in result.answers] == [False, False, True, True, False, False]

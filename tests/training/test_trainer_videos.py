@@ -1,8 +1,6 @@
 """Videos in training: kept, read ahead of their batch, and skipped where they cannot be read."""
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from support.decoders import stop_at
 from support.zoom_clips import clip_rows
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -22,7 +21,7 @@ from zoomzero.looks.videos import VideoStore
 from zoomzero.patches import VideoPatches
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect
-from zoomzero.video import Video, VideoError, guarded, open_video
+from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.memory import DecodedVideo
 
 Row = dict[str, Any]
@@ -205,19 +204,11 @@ def test_evaluation_counts_its_own_samples(build: Build, rows: list[Row], broken
         build(rows, eval_dataset=[rows[0], broken[0]], max_skipped_fraction=0.2).evaluate()
 
 
-def test_a_decoder_that_hangs_costs_its_own_group_only(build: Build, rows: list[Row], tmp_path: Path) -> None:
+def test_a_decoder_that_hangs_costs_its_own_group_only(
+    build: Build, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = build([rows[0], rows[2], rows[4]], video_time_limit=1.0)
-    real = trainer.encoder.videos.store.open
-
-    def hanging(path: str) -> Video:
-        if path == rows[2]["video"]:
-            # Nobody else's frames may be on their way just then.
-            with guarded._pool.lock:
-                os.kill(guarded._pool.worker().process.pid, signal.SIGSTOP)
-                return real(path)
-        return real(path)
-
-    trainer.encoder.videos.store.open = hanging
+    stop_at(monkeypatch, rows[2]["video"])
     trainer.train()
     assert trainer.state.global_step == 3
     (line,) = _lines(tmp_path)

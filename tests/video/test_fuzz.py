@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support.video_files import ClipSpec, write_clip
 
-from zoomzero.video import VideoError, guarded, open_video
+from zoomzero.video import VideoError, open_video
+from zoomzero.video.decoders import pool
 
 NUM_FILES = 500
 TIME_LIMIT_SECONDS = 30.0
@@ -85,10 +86,11 @@ def outcome(path: Path) -> str:
 def test_damaged_files_give_frames_or_a_clear_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals = [(spec.name, write_clip(tmp_path, spec).read_bytes()) for spec in SEEDS]
     rng = random.Random(20)
+    pool.stop()
     path = tmp_path / "warm.mp4"
     path.write_bytes(originals[0][1])
     assert outcome(path) == "read"
-    worker = guarded._pool.worker().process.pid
+    (worker,) = (decoder.process.pid for decoder in pool.decoders)
     own, others = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{worker}/fd"))
     results: collections.Counter[str] = collections.Counter()
     slowest = 0.0
@@ -105,7 +107,7 @@ def test_damaged_files_give_frames_or_a_clear_error(tmp_path: Path, capsys: pyte
         results["read" if result == "read" else "refused"] += 1
         slowest = max(slowest, time.monotonic() - begin)
         path.unlink()
-    assert guarded._pool.worker().process.pid == worker, "the decoding process was lost on the way"
+    assert [decoder.process.pid for decoder in pool.decoders] == [worker], "the decoding process was lost on the way"
     assert len(os.listdir("/proc/self/fd")) == own
     assert len(os.listdir(f"/proc/{worker}/fd")) == others
     # Both outcomes must occur, or the mutations test nothing.

@@ -7,6 +7,7 @@ import logging
 
 import torch
 
+from zoomzero.limits import NUM_DECODERS
 from zoomzero.video.base import Video
 from zoomzero.video.errors import VideoError
 from zoomzero.video.guarded import GuardedVideo
@@ -24,17 +25,19 @@ def open_video(
     *,
     device: str | torch.device | None = None,
     time_limit: float | None = None,
+    num_decoders: int = NUM_DECODERS,
     num_threads: int = 0,
     max_pixels: int = OpenOptions.max_pixels,
 ) -> Video:
     """Open a video and read its frame table; hardly any frame is decoded.
 
     Args:
-        source: path, bytes or seekable binary file object.
+        source: path, `file://` address, bytes or seekable binary file object.
         backend: "pyav" decodes on the CPU; "dali" on the GPU, or on the CPU for VP8, VP9 and motion JPEG; "auto" is
             DALI where a GPU and DALI are there and it can decode the file, else PyAV (said in the log). Frames are
-            turned and mirrored as the file says; pixels that are not square stay as they are stored (an anamorphic
-            720x576 gives frames of 720x576).
+            what a player shows: turned and mirrored as the file says, with square pixels (an anamorphic 720x576 gives
+            768x576 or 1024x576), transparent ones on black, PQ and HLG in the range of an ordinary display, and all of
+            the first one's size, those of another letterboxed.
         device: where DALI decodes and leaves frames; None is the current GPU, or the CPU without one. PyAV's frames are
             on the CPU always.
         time_limit: None reads in this process. A number of seconds (`zoomzero.limits.TIME_LIMIT_SECONDS` is usual) is
@@ -42,6 +45,7 @@ def open_video(
             is killed when it gives no sign of life for that long. Where DALI decodes, the file is opened, its table
             read and its first frame decoded in that process first; DALI itself cannot be stopped, so backend "pyav" is
             the one that is guarded throughout.
+        num_decoders: with a time limit, processes that the guarded videos of this process may share.
         num_threads: decoder threads on the CPU; 0 lets FFmpeg choose.
         max_pixels: files that claim a larger width * height are refused.
 
@@ -60,7 +64,9 @@ def open_video(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     has_dali = importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
     tries_dali = backend == "dali" or (backend == "auto" and target.type != "cpu" and has_dali)
-    probe = PyAVVideo(source, options) if time_limit is None else GuardedVideo(source, options, time_limit)
+    probe = (
+        PyAVVideo(source, options) if time_limit is None else GuardedVideo(source, options, time_limit, num_decoders)
+    )
     if not tries_dali:
         return probe
     try:

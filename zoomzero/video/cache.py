@@ -7,11 +7,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from zoomzero.video.base import Video
+from zoomzero.video.errors import VideoError
+from zoomzero.video.source import FileState, local_path
 
 # A path with what tells a file from one that replaced it: modification time in ns, size in bytes.
 Key = tuple[str, int, int]
@@ -93,8 +94,8 @@ class VideoCache:
 def _key(path: str | os.PathLike[str]) -> Key:
     name = os.fspath(path)
     try:
-        status = Path(name).stat()
-    except (OSError, ValueError):
+        state = FileState.of(str(local_path(name)))
+    except (OSError, ValueError, VideoError):
         # The opener says what is wrong with it.
         return name, 0, 0
-    return name, status.st_mtime_ns, status.st_size
+    return name, state.changed_ns, state.size

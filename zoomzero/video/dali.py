@@ -27,7 +27,7 @@ from zoomzero.video.base import Indices, Video
 from zoomzero.video.errors import VideoError
 from zoomzero.video.guarded import GuardedVideo
 from zoomzero.video.pyav import PyAVVideo
-from zoomzero.video.source import Source
+from zoomzero.video.source import Source, local_path
 
 # 32 frames of 1080p are 200 MB.
 CHUNK_FRAMES = 32
@@ -55,6 +55,10 @@ class DaliVideo(Video):
     def __init__(self, source: Source, probe: PyAVVideo | GuardedVideo, device: torch.device) -> None:
         self._dali = _load_dali()
         self.device = device
+        if probe.table.oddity:
+            raise VideoError(
+                probe.path, f"DALI does not read it as players do: {probe.table.oddity}; use backend 'pyav'"
+            )
         super().__init__(probe.path, probe.table, probe.codec, probe.fps, (probe.height, probe.width))
         self._orientation = probe.orientation
         self._mapping: mmap.mmap | None = None
@@ -68,7 +72,7 @@ class DaliVideo(Video):
     def _content(self, source: Source) -> npt.NDArray[np.uint8]:
         """The file's bytes; a path is mapped, not read."""
         if isinstance(source, str | os.PathLike):
-            with open(source, "rb") as handle:
+            with local_path(source).open("rb") as handle:
                 self._mapping = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
             return np.frombuffer(self._mapping, dtype=np.uint8)
         if isinstance(source, bytes | bytearray | memoryview):

@@ -17,46 +17,73 @@ Note [Robust seek]
 Containers disagree on what a seek means (decoding time in MPEG-TS, presentation time in Matroska, edit lists in mp4),
 so a seek is only trusted when the first key frame packet after it is not later than the wanted key frame. Otherwise we
 step back 1, 4, 16 seconds and at last reopen the file at its start. Packets before the first key frame are dropped.
+Where the clock restarts (Note [Joined recordings] in packets) times do not tell places apart, so a jump reads packets
+from the file's start without decoding them.
+
+Note [Frames that do not decode]
+Damaged packets are passed over, as players do. A frame that does not come out is replaced by the one before it if that
+is not older than MAX_STALE_SECONDS; else it is given as missing, and `Video` decides what stands in for it.
+
+Note [Fork]
+A forked child has neither the decoder's threads nor a file position of its own. It opens the file again, and never
+frees what it inherited: freeing waits for threads that are not there.
 """
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 
 import av
 import numpy as np
 import numpy.typing as npt
-from av.video.reformatter import VideoReformatter
 
-from zoomzero.video.base import Indices, Video
+from zoomzero.video.base import MAX_STALE_SECONDS, Indices, Video
 from zoomzero.video.errors import READ_ERRORS, VideoError
-from zoomzero.video.orientation import Orientation
-from zoomzero.video.source import OpenOptions, Source, open_container, source_name, video_stream
-from zoomzero.video.table import FrameTable, average_fps, decode_table, read_table
+from zoomzero.video.keyframes import KeyTest
+from zoomzero.video.packets import JoinedClock, Joints, Progress, no_progress, read_packets
+from zoomzero.video.picture import Picture
+from zoomzero.video.source import (
+    FileState,
+    OpenOptions,
+    Source,
+    check_source,
+    open_container,
+    source_name,
+    video_stream,
+)
+from zoomzero.video.table import FrameTable, PacketList, average_fps, decode_table, read_table, scan
 
 log = logging.getLogger(__name__)
 
 SEEK_COST_FRAMES = 12
 BACK_OFF_SECONDS = (0, 1, 4, 16)
-# A frame that cannot be decoded is replaced by the one a player would keep showing, but not by one older than this.
-MAX_STALE_SECONDS = 1.0
 
 DROPPABLE_CODECS = ("h264", "hevc")
+# Of joined recordings, so many beginnings are tried for frames that cannot be decoded.
+MOST_TRIED_PARTS = 16
 
 # A decoded frame with its presentation time in units of the stream's time base.
 Timed = tuple[int, av.VideoFrame]
 
 
 class PyAVVideo(Video):
-    """Video read with PyAV. See `Video` for the interface."""
+    """Video read with PyAV. See `Video` for the interface.
+
+    progress: called whenever a packet was read or decoded, for whoever watches that the decoder lives.
+    """
 
     backend = "pyav"
 
-    def __init__(self, source: Source, options: OpenOptions) -> None:
+    def __init__(self, source: Source, options: OpenOptions, progress: Progress = no_progress) -> None:
         self._source = source
         self._options = options
+        self._progress = progress
+        self._owner = os.getpid()
         self._current: Timed | None = None
         self._ahead: Timed | None = None
         self._frames: Iterator[Timed] = iter(())
@@ -65,36 +92,59 @@ class PyAVVideo(Video):
         self._dropped: set[int] = set()
         self._drain_at: int | None = None
         self._drained = False
+        self._is_untimed = False
+        self._joints: Joints | None = None
+        self._numbered: Iterator[tuple[int, av.Packet]] = iter(())
+        self._next_number = 0
         self.path = source_name(source)
+        target = check_source(source)
+        self._file = target if isinstance(target, str) else None
+        self._state = None if self._file is None else FileState.of(self._file)
         self._container = open_container(source, options)
         try:
             self._stream = video_stream(self._container, self.path, options)
+            self._is_key = KeyTest(self._stream)
             codec = self._stream.codec_context.codec.canonical_name
-            self.table = self._read_table()
+            self.table, first = self._read_table()
             fps = average_fps(self.table, self._stream)
-            self._restart()
-            first = self._first_frame()
-            if self.table.damage:
-                self.table = self._without_broken_tail()
-                log.warning("%s: %s", self.path, self.table.damage)
-                self._restart()
+            self._picture = Picture(first, self._stream.sample_aspect_ratio)
+            self._check_size()
         except BaseException:
             self._container.close()
             raise
+        if self.table.damage:
+            log.warning("%s: %s", self.path, self.table.damage)
+        self.table = replace(self.table, oddity=self.table.oddity or self._picture.oddity)
         self._droppable = codec in DROPPABLE_CODECS and not self.table.untimed
-        self.orientation = Orientation.of(first)
-        self._coded_size = first.height, first.width
-        # One converter a file: a frame's own to_ndarray builds a new one, with its threads, for every frame.
-        self._reformatter = VideoReformatter()
-        self._warned = False
-        super().__init__(self.path, self.table, codec, fps, self.orientation.shown_size(*self._coded_size))
+        self.orientation = self._picture.orientation
+        size = self._picture.height, self._picture.width
+        super().__init__(self.path, self.table, codec, fps, size, is_hdr=self._picture.is_hdr)
 
-    def _read_table(self) -> FrameTable:
-        table = read_table(self._container, self._stream, self.path)
+    # -- the table ---------------------------------------------------------------------------------------------------
+
+    def _read_table(self) -> tuple[FrameTable, av.VideoFrame]:
+        """The frames that can be decoded, and the first of them."""
+        found = scan(self._container, self._stream, self._progress)
+        self._has_keys = any(found.is_key)
+        table = read_table(found, self._container, self._stream, self.path)
         if table is None:
             self._reopen()
-            table = decode_table(self._container, self._stream, self.path)
-        return table
+            self._is_untimed = True
+            table = decode_table(self._decode(None), found, self._container, self._stream, self.path)
+        self._use(table)
+        first = self._first_frame()
+        if not table.untimed:
+            table = self._from_first_decodable(table, found)
+        if table.damage:
+            table = self._without_broken_tail(table)
+        if table is not self.table or self._ahead is None or self._ahead[1] is not first:
+            self._use(table)
+        return table, first
+
+    def _use(self, table: FrameTable) -> None:
+        self.table = table
+        self._joints = table.joints
+        self._restart()
 
     def _first_frame(self) -> av.VideoFrame:
         ahead = self._ahead = next(self._frames, None)
@@ -102,61 +152,123 @@ class PyAVVideo(Video):
             raise VideoError(self.path, f"no frame could be decoded ({self._stream.codec_context.name})")
         return ahead[1]
 
-    def _without_broken_tail(self) -> FrameTable:
+    def _from_first_decodable(self, table: FrameTable, found: PacketList) -> FrameTable:
+        """See Note [Frames that cannot be decoded] in table."""
+        assert self._ahead is not None  # the first frame was just decoded
+        firsts = {0: self._ahead[0]}
+        if table.joints is not None:
+            firsts = self._first_of_parts(table.joints)
+        elif self._ahead[0] <= table.pts[0]:
+            return table
+        return read_table(found, self._container, self._stream, self.path, firsts) or table
+
+    def _first_of_parts(self, joints: Joints) -> dict[int, int]:
+        """Time of the first frame that decodes, on the container's own clock, by the number of its part."""
+        keys = {number: key for key, number in joints.key_packets.items()}
+        firsts = {}
+        for part, offset in enumerate(joints.offsets[:MOST_TRIED_PARTS]):
+            later = [number for number in keys if number >= joints.first_packets[part]]
+            if offset is None or not later:
+                continue
+            self._seek_packet(keys[min(later)])
+            if self._ahead is not None:
+                firsts[part] = self._ahead[0] - offset
+        return firsts
+
+    def _without_broken_tail(self, table: FrameTable) -> FrameTable:
         """The table up to the last frame that decodes: the end of a cut file may be half a frame."""
-        table = self.table
         if table.untimed:
             return table
+        self._use(table)
         self._seek(int(table.pts[-1]))
         ahead = [self._ahead] if self._ahead else []
         last = max((pts for pts, _ in itertools.chain(ahead, self._frames)), default=int(table.pts[-1]))
-        kept = table.pts[: int(np.searchsorted(table.pts, last, side="right"))]
-        end = int(table.pts[len(kept)]) if len(kept) < len(table.pts) else table.end_pts
-        return FrameTable(kept, table.key_pts, table.time_base, end, table.damage)
+        return table.up_to(last)
+
+    def _check_size(self) -> None:
+        height, width = self._picture.height, self._picture.width
+        if height * width > self._options.max_pixels:
+            raise VideoError(
+                self.path,
+                f"{width} x {height} pixels as shown are more than max_pixels={self._options.max_pixels}",
+            )
 
     # -- demuxing and decoding ---------------------------------------------------------------------------------------
 
     def _reopen(self) -> None:
+        if self._state is not None and self._file is not None:
+            self._state.check(self.path, self._file)
         self._container.close()
         self._container = open_container(self._source, self._options)
         self._stream = video_stream(self._container, self.path, self._options)
+        self._next_number = 0
 
     def _restart(self) -> None:
         """Start over with a fresh demuxer and decoder: right for every container."""
         self._reopen()
+        self._forget_position()
         self._frames = self._timed(self._decode(None))
+
+    def _forget_position(self) -> None:
         self._current = self._ahead = None
         self._drained = False
         self._dropped.clear()
 
-    def _decode(self, latest_start: int | None) -> Iterator[av.VideoFrame]:
-        """Frames from the demuxer's position on; nothing if decoding would start at a key frame after `latest_start`.
+    def _decode(self, latest_start: int | None, first_packet: int = 0) -> Iterator[av.VideoFrame]:
+        """Frames from the demuxer's position on, starting at a key frame.
 
-        Damaged packets are passed over, as players do; `_frame` notices when a frame is missing for it.
+        Args:
+            latest_start: nothing comes out if the first key frame is after this time.
+            first_packet: packets before this one, counted from the file's start, are passed over.
         """
-        packets = self._container.demux(self._stream)
-        while True:
-            try:
-                packet = next(packets)
-            except StopIteration:
-                return
-            except READ_ERRORS as error:
-                log.debug("%s: reading packets stopped: %s", self.path, error)
-                yield from self._decoded(None)
-                return
-            if latest_start is not None and packet.size:
-                if not packet.is_keyframe:
+        needs_key = self._has_keys
+        earliest: int | None = None
+        for packet, is_joint in self._moved_packets(first_packet):
+            if is_joint:
+                yield from self._not_before(earliest, self._decoded(None))
+                self._stream.codec_context.flush_buffers()
+                needs_key, earliest = True, None
+            if needs_key:
+                if not self._is_key(packet):
                     continue
-                if packet.pts is not None and packet.pts > latest_start:
+                if latest_start is not None and packet.pts is not None and packet.pts > latest_start:
                     return
-                latest_start = None
+                needs_key, earliest = False, self._earliest(packet)
+            latest_start = None
             if self._wanted is not None:
                 self._choose_dropping(packet)
-            yield from self._decoded(packet)
+            yield from self._not_before(earliest, self._decoded(packet))
             if packet.pts is not None and packet.pts == self._drain_at:
                 self._drained = True
-                yield from self._decoded(None)
-                return
+                break
+        yield from self._not_before(earliest, self._decoded(None))
+
+    def _earliest(self, key: av.Packet) -> int | None:
+        """H.264's decoder gives out leading pictures that it could not decode."""
+        is_h264 = self._stream.codec_context.codec.canonical_name == "h264"
+        return key.pts if is_h264 and not self._is_untimed else None
+
+    @staticmethod
+    def _not_before(earliest: int | None, frames: list[av.VideoFrame]) -> list[av.VideoFrame]:
+        if earliest is None:
+            return frames
+        return [frame for frame in frames if frame.pts is None or frame.pts >= earliest]
+
+    def _moved_packets(self, first_packet: int) -> Iterator[tuple[av.Packet, bool]]:
+        """Packets with times that never restart, and whether the clock restarted just before."""
+        if self._joints is None:
+            for packet in read_packets(self._container, self._stream, self._progress):
+                yield packet, False
+            return
+        # Reading goes on where the last one stopped, so that jumping ahead reads no packet twice.
+        if not self._next_number:
+            self._numbered = enumerate(read_packets(self._container, self._stream, self._progress))
+            self._clock = JoinedClock(self._joints)
+        for number, packet in self._numbered:
+            self._next_number = number + 1
+            is_joint = self._clock.enters_part(number) and number > first_packet
+            if number >= first_packet and self._clock.move(packet):
+                yield packet, is_joint
 
     def _choose_dropping(self, packet: av.Packet) -> None:
         """See Note [Frames nobody asked for]."""
@@ -166,6 +278,7 @@ class PyAVVideo(Video):
             self._dropped.add(packet.pts)
 
     def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
+        self._progress()
         try:
             return list(self._stream.codec_context.decode(packet))
         except READ_ERRORS as error:
@@ -185,10 +298,11 @@ class PyAVVideo(Video):
 
     def _seek(self, pts: int) -> None:
         """Put the decoder where it will output the frame at `pts`. See Note [Robust seek]."""
-        self._current = self._ahead = None
-        self._drained = False
-        self._dropped.clear()
         key = self.table.key_before(pts)
+        if self.table.joints is not None:
+            self._seek_packet(key)
+            return
+        self._forget_position()
         for seconds in () if self.table.untimed else BACK_OFF_SECONDS:
             try:
                 self._container.seek(key - int(seconds / self.table.time_base), stream=self._stream)
@@ -200,6 +314,18 @@ class PyAVVideo(Video):
             if self._ahead is not None and self._ahead[0] <= pts:
                 return
         self._restart()
+
+    def _seek_packet(self, key: int) -> None:
+        """The same by the number of the key frame's packet, where times do not tell places apart."""
+        assert self._joints is not None  # the callers' condition
+        first_packet = self._joints.key_packets.get(key, 0)
+        if first_packet < self._next_number:
+            self._reopen()
+        else:
+            self._stream.codec_context.flush_buffers()
+        self._forget_position()
+        self._frames = self._timed(self._decode(None, first_packet))
+        self._ahead = next(self._frames, None)
 
     def _must_seek(self, index: int) -> bool:
         known = self._current or self._ahead
@@ -217,8 +343,10 @@ class PyAVVideo(Video):
     def _index(self, pts: int) -> int:
         return int(np.searchsorted(self.table.pts, pts, side="left"))
 
-    def _frame(self, index: int) -> Timed:
-        """The decoded frame shown at table entry `index`."""
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _frame(self, index: int) -> Timed | None:
+        """The decoded frame shown at table entry `index`; None where it is missing."""
         target = int(self.table.pts[index])
         if self._current is not None and self._current[0] == target:
             return self._current
@@ -237,44 +365,43 @@ class PyAVVideo(Video):
             if frame[0] == target:
                 return frame
 
-    def _stale(self, target: int) -> Timed:
-        """The frame a player keeps showing when the one at `target` does not decode."""
+    def _stale(self, target: int) -> Timed | None:
+        """See Note [Frames that do not decode]."""
         at = self._seconds(target)
-        if self._current is not None and at - self._seconds(self._current[0]) <= MAX_STALE_SECONDS:
-            if not self._warned:
-                log.warning(
-                    "%s: the frame at %.3f s does not decode; showing the one at %.3f s (said once a file)",
-                    self.path,
-                    at,
-                    self._seconds(self._current[0]),
-                )
-                self._warned = True
-            return self._current
-        raise VideoError(
-            self.path, f"the frame at {at:.3f} s cannot be decoded, nor any in the {MAX_STALE_SECONDS:g} s before it"
-        )
+        known = self._current
+        return known if known is not None and at - self._seconds(known[0]) <= MAX_STALE_SECONDS else None
 
     def _seconds(self, pts: int) -> float:
         return float((pts - int(self.table.pts[0])) * self.table.time_base)
 
-    def _read(self, indices: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    def _read(self, indices: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8] | None]]:
+        if self._owner != os.getpid():
+            self._leave_to_parent()
+        if self._state is not None and self._file is not None:
+            self._state.check(self.path, self._file)
         if self._plan is not self._prepared:
             self._prepared = self._plan
             self._wanted = frozenset(self.table.pts[self._plan].tolist()) if self._droppable else None
         for index in indices.tolist():
-            pts, frame = self._frame(index)
-            yield self._seconds(pts), self._pixels(frame)
+            frame = self._frame(index)
+            if frame is None:
+                yield float(self.timestamps[index]), None
+            else:
+                yield self._seconds(frame[0]), self._picture.pixels(frame[1])
 
-    def read_planned(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8]]]:
+    def _leave_to_parent(self) -> None:
+        """See Note [Fork]."""
+        used = (self._container, self._stream, self._frames, self._current, self._ahead, self._picture.leave())
+        for inherited in used:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+        self._owner = os.getpid()
+        self._container = open_container(self._source, self._options)
+        self._restart()
+
+    def read_planned(self, indices: Indices, plan: Indices) -> Iterator[tuple[float, npt.NDArray[np.uint8] | None]]:
         """Starts and pixels [H, W, 3] of rising, distinct frames, one at a time, for the process of `guarded`."""
         self._plan = plan
         return self._read(indices)
-
-    def _pixels(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
-        height, width = self._coded_size
-        converted = self._reformatter.reformat(frame, width, height, "rgb24")
-        rgb: npt.NDArray[np.uint8] = converted.to_ndarray()  # type: ignore[assignment]
-        return self.orientation.pixels(rgb)
 
     def _release(self) -> None:
         self._frames = iter(())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,6 +39,57 @@ class OpenOptions:
     max_pixels: int = 8192 * 8192
 
 
+@dataclass(frozen=True)
+class FileState:
+    """What tells a file from one that replaced it.
+
+    Attributes:
+        size: bytes.
+        changed_ns: time of the last change, nanoseconds.
+    """
+
+    size: int
+    changed_ns: int
+
+    @staticmethod
+    def of(path: str) -> FileState:
+        """State of the file now."""
+        status = Path(path).stat()
+        return FileState(status.st_size, status.st_mtime_ns)
+
+    def check(self, name: str, path: str) -> None:
+        """See that the file is still the one it was; a file that is gone is left to whoever opens it.
+
+        Raises:
+            VideoError: it was replaced or written to; names it as `name`.
+        """
+        try:
+            now = FileState.of(path)
+        except FileNotFoundError:
+            return
+        if now != self:
+            raise VideoError(
+                name,
+                f"changed on disk since it was opened ({self.size} bytes then, {now.size} now, last written "
+                f"{(now.changed_ns - self.changed_ns) / 1e9:+.3f} s later); open it again",
+            )
+
+
+def local_path(source: str | os.PathLike[str]) -> Path:
+    """The file a path or a `file://` address names; other addresses are taken for paths.
+
+    Raises:
+        VideoError: the address names a file on another machine.
+    """
+    name = os.fspath(source)
+    if name[:7].lower() != "file://":
+        return Path(name)
+    host, slash, rest = name[7:].partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise VideoError(name, f"names a file on the machine {host!r}, not on this one; copy it here")
+    return Path(urllib.parse.unquote(slash + rest))
+
+
 def source_name(source: Source) -> str:
     """What error messages call the source."""
     if isinstance(source, bytes | bytearray | memoryview):
@@ -59,22 +111,22 @@ def check_source(source: Source) -> str | BinaryIO:
             raise VideoError("<bytes>", "empty: 0 bytes")
         return io.BytesIO(source)
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
+        path, name = local_path(source), source_name(source)
         try:
             if path.is_dir():
-                raise VideoError(str(path), "is a directory, not a video file")
+                raise VideoError(name, "is a directory, not a video file")
             if not path.exists():
-                raise VideoError(str(path), "no such file")
+                raise VideoError(name, "no such file")
             if not path.is_file():
-                raise VideoError(str(path), "not a regular file")
+                raise VideoError(name, "not a regular file")
             if path.stat().st_size == 0:
-                raise VideoError(str(path), "empty file: 0 bytes")
+                raise VideoError(name, "empty file: 0 bytes")
             with path.open("rb"):
                 pass
         except PermissionError as error:
-            raise VideoError(str(path), "permission denied") from error
+            raise VideoError(name, "permission denied") from error
         except (OSError, ValueError) as error:
-            raise VideoError(str(path), f"cannot be opened: {error}") from error
+            raise VideoError(name, f"cannot be opened: {error}") from error
         # An absolute path is never taken for a protocol ("concat:", "http:").
         return str(path.absolute())
     if hasattr(source, "read") and hasattr(source, "seek"):
@@ -138,7 +190,7 @@ def _top_level_boxes(source: Source) -> list[str]:
 
 
 def video_stream(container: av.container.InputContainer, path: str, options: OpenOptions) -> av.VideoStream:
-    """The stream to decode, ready for decoding; other streams are not read.
+    """The stream that players choose (`av_find_best_stream`), ready for decoding; other streams are not read.
 
     Raises:
         VideoError: there is no video stream, no decoder for it, or its dimensions are absurd.
@@ -147,7 +199,9 @@ def video_stream(container: av.container.InputContainer, path: str, options: Ope
     if not candidates:
         kinds = ", ".join(sorted({str(s.type) for s in container.streams})) or "no stream at all"
         raise VideoError(path, f"no video stream (found {kinds})")
-    stream = candidates[0]
+    best = container.streams.best("video")
+    # A cover picture may be marked as the default; it is no film.
+    stream = next((s for s in candidates if best is not None and s.index == best.index), candidates[0])
     if stream.codec_context is None:
         raise VideoError(path, "no decoder for its video codec")
     width, height = stream.codec_context.width, stream.codec_context.height
