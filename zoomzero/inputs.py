@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from zoomzero import patches
 from zoomzero.budget import FramePlan, plan_frames
-from zoomzero.models.base import VisionGeometry
+from zoomzero.models.base import Family, VisionGeometry
 from zoomzero.models.families import family_of
+from zoomzero.models.loading import checkpoint_file
+from zoomzero.models.processor import pixel_statistics, save_processor
+from zoomzero.models.qwen2_5_vl import QWEN2_5_VL
+from zoomzero.models.qwen3_vl import QWEN3_VL
+from zoomzero.models.tokens import VIDEO_PAD, VISION_END, VISION_START, load_tokenizer, require_video_template
 from zoomzero.patches import VideoPatches
 from zoomzero.prompts import Inquiry
-from zoomzero.settings import ZoomSettings
+from zoomzero.settings import SETTINGS_FILE, ZoomSettings
 from zoomzero.video import Video, open_video
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, PreTrainedTokenizerBase
-
-VIDEO_PAD = "<|video_pad|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,10 @@ class VideoInputs:
         settings: budgets and prompts of the two passes.
         geometry: patch layout of the vision tower.
         dtype: of the patches; bfloat16 halves them.
+        family: of the checkpoint; Qwen2.5-VL, or Qwen3-VL where the geometry has times in the prompt, unless told.
+
+    Raises:
+        ValueError: the tokenizer has no video token, or no chat template with a place for a video.
     """
 
     def __init__(
@@ -53,17 +57,15 @@ class VideoInputs:
         settings: ZoomSettings | None = None,
         geometry: VisionGeometry | None = None,
         dtype: torch.dtype = torch.float32,
+        family: Family | None = None,
     ) -> None:
+        require_video_template(tokenizer)
         self.tokenizer = tokenizer
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()
         self.dtype = dtype
-        vocabulary = tokenizer.get_vocab()
-        if VIDEO_PAD not in vocabulary:
-            raise ValueError(
-                f"VideoInputs: the tokenizer must have the token {VIDEO_PAD}; use a Qwen-VL checkpoint's own"
-            )
-        self.video_token_id: int = vocabulary[VIDEO_PAD]
+        self.family = family or (QWEN3_VL if self.geometry.times_in_prompt else QWEN2_5_VL)
+        self.video_token_id: int = tokenizer.get_vocab()[VIDEO_PAD]
 
     def __call__(
         self,
@@ -206,30 +208,32 @@ class VideoInputs:
         return ids
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write the tokenizer and zoomzero.json into a checkpoint's folder."""
-        self.tokenizer.save_pretrained(folder)
+        """Write the tokenizer, transformers' processor files and zoomzero.json into a checkpoint's folder."""
+        save_processor(self.family, self.tokenizer, self.geometry, folder)
         self.settings.save(folder)
 
 
 def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> VideoInputs:
-    """The processor of a Qwen2.5-VL or Qwen3-VL checkpoint on disk (or in the local hub cache).
+    """The processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
-    Patch geometry comes from the checkpoint's config, pixel statistics from its preprocessor file (the family's own if
+    Patch geometry comes from the checkpoint's config, pixel statistics from its processor files (the family's own if
     it has none), budgets and prompts from its zoomzero.json (the method's defaults if it has none).
 
     Args:
-        path: the checkpoint.
+        path: checkpoint folder or hub name.
         dtype: of the patches.
 
     Raises:
-        ValueError: the checkpoint is of another family.
+        ValueError: the checkpoint is of another family, or its chat template has no place for a video.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(path)
     family = family_of(config)
-    geometry = family.geometry(config, _pixel_statistics(Path(path)))
-    return VideoInputs(AutoTokenizer.from_pretrained(path), ZoomSettings.load(path), geometry, dtype)
+    geometry = family.geometry(config, pixel_statistics(path))
+    file = checkpoint_file(path, SETTINGS_FILE)
+    settings = ZoomSettings() if file is None else ZoomSettings.load(file.parent)
+    return VideoInputs(load_tokenizer(path), settings, geometry, dtype, family)
 
 
 def require_qwen2_5_inputs(processor: VideoInputs) -> None:
@@ -239,19 +243,3 @@ def require_qwen2_5_inputs(processor: VideoInputs) -> None:
             "zoomzero: answering and training need the inputs of a Qwen2.5-VL checkpoint, got those of a Qwen3-VL one; "
             "use a Qwen2.5-VL checkpoint, or VideoInputs with transformers' own model"
         )
-
-
-def _pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation from a checkpoint's processor files, those for video first."""
-    for name, part in (
-        ("processor_config.json", "video_processor"),
-        ("video_preprocessor_config.json", None),
-        ("preprocessor_config.json", None),
-    ):
-        file = folder / name
-        if file.exists():
-            data = json.loads(file.read_text(encoding="utf-8"))
-            data = data if part is None else data.get(part, {})
-            if "image_mean" in data and "image_std" in data:
-                return tuple(data["image_mean"]), tuple(data["image_std"])
-    return None

@@ -24,6 +24,7 @@ from zoomzero.answering.subtitles import Subtitles, load_subtitles
 from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.models import load_model
+from zoomzero.models.loading import BUILT_IN
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.patches import VideoPatches
 from zoomzero.prompts import Inquiry
@@ -95,10 +96,7 @@ class ZoomZero:
             device: CUDA if there is a GPU, else the CPU, unless told.
             dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
         """
-        if path is None:
-            from zoomzero.synthetic import tiny_checkpoint
-
-            path = tiny_checkpoint()
+        path = BUILT_IN if path is None else path
         processor = load_processor(path)
         require_qwen2_5_inputs(processor)
         return cls(load_model(path, device, dtype), processor)

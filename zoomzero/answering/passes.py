@@ -20,6 +20,7 @@ from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.looks.videos import OpenVideos
 from zoomzero.models.forward import next_token_logps
+from zoomzero.models.tokens import end_token_ids
 from zoomzero.responses import ANSWER, SPAN, parse, token_segments
 from zoomzero.rollouts import Rollouts, SamplingOptions
 from zoomzero.rollouts.shared_prompt import generate
@@ -63,6 +64,7 @@ class Passes:
     def __init__(self, model: PreTrainedModel, processor: VideoInputs) -> None:
         self.model = model
         self.processor = processor
+        self._end_token_ids = end_token_ids(model, processor.tokenizer)
         self.videos = OpenVideos()
         self._encoder = PromptEncoder(processor, model, self.videos, freeze_vision=True, feature_bytes=FEATURE_BYTES)
 
@@ -158,7 +160,7 @@ class Passes:
         tokenizer = self.processor.tokenizer
         sampling = SamplingOptions(
             max_new_tokens=options.max_new_tokens,
-            eos_token_ids=self._eos_ids(),
+            eos_token_ids=self._end_token_ids,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
             temperature=0.0,
             num_top_logps=min(NUM_TOP_LOGPS, self.model.config.get_text_config().vocab_size),
@@ -170,7 +172,7 @@ class Passes:
         """rollout: one response."""
         keep = rollout.mask[0]
         ids, logps = rollout.token_ids[0][keep].tolist(), rollout.logps[0][keep]
-        own = [place for place, token in enumerate(ids) if token not in self._eos_ids()]
+        own = [place for place, token in enumerate(ids) if token not in self._end_token_ids]
         # Tags stay, whether special tokens or not.
         text = str(
             self.processor.tokenizer.decode(
@@ -208,16 +210,6 @@ class Passes:
         held = [place for place, text in zip(places, texts, strict=True) if letter in text]
         small = [place for place, text in zip(places, texts, strict=True) if text.strip(" .:()[]*") == letter.lower()]
         return next(iter(held + small), None)
-
-    def _eos_ids(self) -> tuple[int, ...]:
-        generation = self.model.generation_config
-        ids = None if generation is None else generation.eos_token_id
-        if ids is None:
-            raise ValueError(
-                "answer: the checkpoint must name the token that ends a response, got none; set eos_token_id in its "
-                "generation_config.json"
-            )
-        return tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
 def _spans_of_video(ask: Ask, spans: Sequence[Span]) -> tuple[Span, ...]:

@@ -41,6 +41,10 @@ class Family:
     """As the checkpoint's config names it."""
     class_name: str
     """The model's class in transformers."""
+    processor_name: str
+    """The processor's class in transformers."""
+    video_processor_name: str
+    """The class of the processor's video part in transformers."""
     mean: tuple[float, ...]
     """Mean of the pixels, where the checkpoint has no processor file."""
     std: tuple[float, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,22 @@ from zoomzero.models.families import family_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# The trained tiny model that the package carries: `make tiny` writes it.
+BUILT_IN = Path(__file__).parents[1] / "synthetic" / "checkpoint"
+
+
+def checkpoint_file(path: str | os.PathLike[str], name: str) -> Path | None:
+    """One file of a checkpoint, from its folder or from the hub (or its cache, where offline); None where it has none.
+
+    Raises:
+        OSError: path is neither a folder nor a checkpoint that the hub or its cache knows.
+    """
+    from transformers.utils import cached_file
+
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def load_model(

@@ -2,7 +2,15 @@
 
 from zoomzero.models.base import CLIP_MEAN, CLIP_STD, Family
 
-QWEN2_5_VL = Family("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", CLIP_MEAN, CLIP_STD, seconds_in_positions=True)
+QWEN2_5_VL = Family(
+    "qwen2_5_vl",
+    class_name="Qwen2_5_VLForConditionalGeneration",
+    processor_name="Qwen2_5_VLProcessor",
+    video_processor_name="Qwen2VLVideoProcessor",
+    mean=CLIP_MEAN,
+    std=CLIP_STD,
+    seconds_in_positions=True,
+)
 
 
 def require_qwen2_5_vl(model: object) -> None:

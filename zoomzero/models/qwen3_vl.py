@@ -2,4 +2,12 @@
 
 from zoomzero.models.base import HALVES, Family
 
-QWEN3_VL = Family("qwen3_vl", "Qwen3VLForConditionalGeneration", HALVES, HALVES, times_in_prompt=True)
+QWEN3_VL = Family(
+    "qwen3_vl",
+    class_name="Qwen3VLForConditionalGeneration",
+    processor_name="Qwen3VLProcessor",
+    video_processor_name="Qwen3VLVideoProcessor",
+    mean=HALVES,
+    std=HALVES,
+    times_in_prompt=True,
+)

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLFo
 
 from zoomzero.inputs import VideoInputs
 from zoomzero.models.base import VisionGeometry
+from zoomzero.models.loading import BUILT_IN
+from zoomzero.models.tokens import VIDEO_PAD, VISION_END, VISION_START
 from zoomzero.prompts import Prompts
 from zoomzero.settings import PassSettings, ZoomSettings
 
 IM_START, IM_END, PAD = "<|im_start|>", "<|im_end|>", "<|pad|>"
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
-VIDEO_PAD, IMAGE_PAD = "<|video_pad|>", "<|image_pad|>"
+IMAGE_PAD = "<|image_pad|>"
 TAGS = ("<think>", "</think>", "<time>", "</time>", "<answer>", "</answer>", "<glue>", "</glue>")
 
 # Qwen's chat format: one user turn with text and vision parts, in the order given.
@@ -54,7 +55,7 @@ TINY_GEOMETRY = VisionGeometry(patch_size=8, merge_size=2, temporal_patch_size=2
 
 def tiny_checkpoint() -> Path:
     """Folder of the trained start checkpoint that the package carries, made by `zoomzero.demo.train_tiny`."""
-    return Path(__file__).parent / "checkpoint"
+    return BUILT_IN
 
 
 def tiny_processor(tokenizer: PreTrainedTokenizerFast | None = None) -> VideoInputs:

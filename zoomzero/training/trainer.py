@@ -17,6 +17,7 @@ from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
 from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
 from zoomzero.models.segment_attention import use_segment_attention
+from zoomzero.models.tokens import end_token_ids
 from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
 from zoomzero.training.collect import Collector, ShownResponses
@@ -110,9 +111,8 @@ class ZoomZeroTrainer(GRPOTrainer):
         self._skipping = Skipping(
             cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
         )
-        self._collector = Collector(
-            self.args, self.accelerator, self.encoder, self._skipping, self.reference, self.eos_token_ids
-        )
+        ends = end_token_ids(model, processing_class.tokenizer)
+        self._collector = Collector(self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends)
         # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
         self.data_collator = self._read_ahead
 
