@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoProcessor, GenerationConfig, PreTrainedTokenizerFast
 
-from zoomzero.inputs import VideoInputs, load_processor
+from zoomzero.inputs import Shown, VideoInputs, load_processor
 from zoomzero.models import load_model
 from zoomzero.models.tokens import VIDEO_PAD, end_token_ids, load_tokenizer
+from zoomzero.prompts import Inquiry
 from zoomzero.responses import token_segments
 from zoomzero.rollouts import Rollouts
 from zoomzero.synthetic import tiny_checkpoint, tiny_model, tiny_processor, tiny_tokenizer
@@ -45,7 +46,8 @@ def test_the_template_is_found_in_every_place(folder: Path, place: str) -> None:
     else:
         _change_json(folder / f"{place}_config.json", chat_template=_template())
     processor = load_processor(folder)
-    ids = processor.prompt_ids("which?", ["a", "b"], 2, zoomed=False)[0]
+    inquiry = Inquiry("which?", ("a", "b"), duration=2.0)
+    ids = processor.text_inputs(inquiry, [Shown(2, (0.5,))], zoomed=False)["input_ids"][0]
     assert "here user" in processor.tokenizer.decode(ids)
 
 
