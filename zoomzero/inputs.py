@@ -17,7 +17,7 @@ from zoomzero.models.loading import checkpoint_file
 from zoomzero.models.processor import pixel_statistics, save_processor
 from zoomzero.models.qwen2_5_vl import QWEN2_5_VL
 from zoomzero.models.qwen3_vl import QWEN3_VL
-from zoomzero.models.tokens import VIDEO_PAD, VISION_END, VISION_START, load_tokenizer, require_video_template
+from zoomzero.models.tokens import VIDEO_PAD, VISION_END, VISION_START, load_tokenizer, require_video_token
 from zoomzero.patches import VideoPatches
 from zoomzero.prompts import Inquiry
 from zoomzero.settings import SETTINGS_FILE, ZoomSettings
@@ -48,7 +48,7 @@ class VideoInputs:
         family: of the checkpoint; Qwen2.5-VL, or Qwen3-VL where the geometry has times in the prompt, unless told.
 
     Raises:
-        ValueError: the tokenizer has no video token, or no chat template with a place for a video.
+        ValueError: the tokenizer has no video token.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class VideoInputs:
         dtype: torch.dtype = torch.float32,
         family: Family | None = None,
     ) -> None:
-        require_video_template(tokenizer)
+        require_video_token(tokenizer)
         self.tokenizer = tokenizer
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()

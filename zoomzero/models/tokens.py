@@ -29,32 +29,36 @@ def load_tokenizer(path: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
     settings, _ = ProcessorMixin.get_processor_dict(path)
     tokenizer.chat_template = settings.get("chat_template") or tokenizer.chat_template
+    require_video_token(tokenizer)
     require_video_template(tokenizer)
     return tokenizer
 
 
-def require_video_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError unless the tokenizer has the video token and a chat template that gives one per video part."""
-    from jinja2 import TemplateError
-
+def require_video_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError unless the tokenizer has the token that stands for a visual feature."""
     if VIDEO_PAD not in tokenizer.get_vocab():
         raise ValueError(
             f"VideoInputs: the tokenizer must have the token {VIDEO_PAD}, got one without; use a Qwen-VL checkpoint's"
         )
+
+
+def require_video_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError unless the tokenizer has a chat template that gives one video token per video part."""
+    from jinja2 import TemplateError
+
     remedy = "use a Qwen-VL checkpoint with its own processor or tokenizer files"
     if not tokenizer.chat_template:
-        raise ValueError(f"VideoInputs: the tokenizer must have a chat template, got none; {remedy}")
+        raise ValueError(f"zoomzero: the tokenizer must have a chat template, got none; {remedy}")
     message: dict[str, Any] = {"role": "user", "content": [{"type": "text", "text": "text"}, {"type": "video"}]}
     try:
         rendered = str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
     except (TemplateError, TypeError) as error:
         raise ValueError(
-            f"VideoInputs: the chat template must take text and video parts, got one that fails on them: {error}; "
-            f"{remedy}"
+            f"zoomzero: the chat template must take text and video parts, got one that fails on them: {error}; {remedy}"
         ) from error
     if rendered.count(VIDEO_PAD) != 1:
         raise ValueError(
-            f"VideoInputs: the chat template must give one {VIDEO_PAD} for a video part, got "
+            f"zoomzero: the chat template must give one {VIDEO_PAD} for a video part, got "
             f"{rendered.count(VIDEO_PAD)} in {rendered!r:.80}; {remedy}"
         )
 
