@@ -111,7 +111,7 @@ class ZoomZeroTrainer(GRPOTrainer):
         self._skipping = Skipping(
             cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
         )
-        ends = end_token_ids(model, processing_class.tokenizer)
+        ends = end_token_ids(model, processor.tokenizer)
         self._collector = Collector(self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends)
         # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
         self.data_collator = self._read_ahead
