@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 
-def write_whole(path: str | os.PathLike[str], text: str) -> Path:
-    r"""Write a text file in one step: another process, or a crash, sees the old file or the new one.
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
+    r"""Write a file in one step: another process, or a crash, sees the old file or the new one.
 
-    Lone surrogates, which UTF-8 cannot hold, are written as \udXXX. Folders are made as needed.
+    Text is written as UTF-8; lone surrogates, which UTF-8 cannot hold, as \udXXX. Folders are made as needed.
 
     Returns:
         The path.
@@ -19,21 +19,19 @@ def write_whole(path: str | os.PathLike[str], text: str) -> Path:
         OSError: it cannot be written; the message names the file.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+    # Beside the target, for a rename within one disk; not named after it, whose name may be as long as names can be.
+    part = target.parent / f".zoomzero-{secrets.token_hex(8)}.part"
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=".part")
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="") as out:
-                out.write(text)
+            with part.open("xb") as out:
+                out.write(data)
                 out.flush()
                 os.fsync(out.fileno())
-            # mkstemp makes files for their owner alone; results are as readable as others made here.
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(name, 0o666 & ~umask)
-            os.replace(name, target)
+            part.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(target)) from error

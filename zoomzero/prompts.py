@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from string import Template
 
+from zoomzero.text import escaped
+
 OPTION_LETTERS = "ABCDEFGH"
 
 # A template is a page of instructions at most; a file with more is not one.
@@ -142,7 +144,9 @@ def _fill(template: str, inquiry: Inquiry) -> tuple[str, str]:
     question = inquiry.question.strip()
     if inquiry.subtitles:
         question = f"Subtitles of the video:\n{inquiry.subtitles}\n\n{question}"
-    values = {"question": question, "options": "\n".join(lines), "duration": f"{inquiry.duration:.1f}"}
+    # Tokenizers take valid text only, which a question from a JSON file need not be.
+    values = {"question": escaped(question), "options": escaped("\n".join(lines))}
+    values["duration"] = f"{inquiry.duration:.1f}"
     before, found, after = template.partition("$video")
     parts = (before, after) if found else ("", template)
     return Template(parts[0]).safe_substitute(values), Template(parts[1]).safe_substitute(values)

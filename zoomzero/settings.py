@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from zoomzero.budget.plan import MAX_FRAME_TOKENS, MAX_FRAMES, MIN_FRAME_TOKENS, SAMPLE_FPS
+from zoomzero.files import write_whole
 from zoomzero.prompts import Prompts
 
 SETTINGS_FILE = "zoomzero.json"
@@ -94,7 +95,7 @@ class ZoomSettings:
             )
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        Path(folder, SETTINGS_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(folder, SETTINGS_FILE), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @staticmethod
     def load(folder: str | os.PathLike[str]) -> ZoomSettings:

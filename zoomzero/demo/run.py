@@ -13,6 +13,7 @@ from zoomzero.annotations import Sample
 from zoomzero.answering.engine import Answer, ZoomZero
 from zoomzero.demo.options import DemoOptions
 from zoomzero.evaluation import Evaluation, evaluate
+from zoomzero.files import write_whole
 from zoomzero.report import Example, Report, write_page
 from zoomzero.synthetic import Clip, make_clips, tiny_checkpoint
 from zoomzero.training.config import ZoomZeroConfig
@@ -67,8 +68,8 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "report": str(page),
     }
-    (options.out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    (options.out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    write_whole(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(options.out / "history.json", json.dumps(history, indent=1) + "\n")
     _print_outcome(examples, summary)
     return summary
 

@@ -11,10 +11,12 @@ from zoomzero.evaluation.metrics import (
     rextime_metrics,
     task_average,
 )
-from zoomzero.evaluation.records import Evaluation, EvaluationStopped
+from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped
 from zoomzero.evaluation.run import evaluate
+from zoomzero.evaluation.summary import official_metrics, summarize, write_summary
 
 __all__ = [
+    "AnswerRecord",
     "Evaluation",
     "EvaluationStopped",
     "Prediction",
@@ -26,6 +28,9 @@ __all__ = [
     "metrics",
     "metrics_by",
     "nextgqa_metrics",
+    "official_metrics",
     "rextime_metrics",
+    "summarize",
     "task_average",
+    "write_summary",
 ]

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
+import logging
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer, AnswerOptions, Query
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
-from zoomzero.evaluation.records import Asked, Evaluation, Run
+from zoomzero.evaluation.metrics import mean, metrics
+from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, WrongDuration, question_keys
+from zoomzero.evaluation.run_folder import RunFolder
+from zoomzero.evaluation.summary import write_summary
 from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
+from zoomzero.skipping import SKIPPED_FILE, SkipLog
 from zoomzero.video import VideoError, open_video
 from zoomzero.video.cache import VideoCache
 from zoomzero.video.prefetch import Prefetcher
+
+logger = logging.getLogger("zoomzero.evaluation")
+
+# An annotated length further from the file's than this is reported.
+DURATION_TOLERANCE_SECONDS = 1.0
 
 
 def evaluate(
@@ -27,6 +39,7 @@ def evaluate(
     budget_tokens: int | None = None,
     batch_size: int = 1,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    use_subtitles: bool = False,
     max_skipped_fraction: float = MAX_SKIPPED_FRACTION,
     time_limit: float | None = TIME_LIMIT_SECONDS,
     read_ahead: int | None = None,
@@ -40,53 +53,82 @@ def evaluate(
         samples: from `load_benchmark` or `load_annotations`. Neighbours on one video share its coarse pass's frames.
         strategy, budget_tokens, max_new_tokens: as `ZoomZero.answer`.
         batch_size: samples that share a forward; results do not depend on it beyond rounding.
+        use_subtitles: put the samples' subtitles into the prompts.
         max_skipped_fraction: share of samples whose video may be unreadable; they count as wrong and are listed.
         time_limit: seconds after which a decoder that gives no sign of life is stopped and its video is unreadable,
             None to decode in this process; see `open_video`.
         read_ahead: videos read before their turn, each held as its coarse pass's patches; batch_size unless told.
-        run_folder: where answers.jsonl (each answer, as soon as it is there) and skipped.jsonl are written; both are
-            appended to. None writes nothing.
+        run_folder: where answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at the end,
+            summary.json are written. Answers that lie there already, made with the same settings, are not made again;
+            unreadable videos are tried again. None writes nothing.
         on_progress: called as on_progress(done, total).
 
     Raises:
         EvaluationStopped: more samples than allowed were unreadable; holds the answers so far.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or another run's folder.
+        OSError: the folder cannot be written.
     """
     if not samples:
         raise ValueError("evaluate: needs at least one sample, got none; check the annotation file")
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}; 1 needs the least memory")
     options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
-    run = Run(samples, None if run_folder is None else Path(run_folder), max_skipped_fraction)
-    groups = [list(group) for _, group in itertools.groupby(range(len(samples)), key=lambda i: samples[i].video)]
-    with VideoCache(functools.partial(open_video, time_limit=time_limit), MAX_IDLE_VIDEOS) as videos:
+    with contextlib.ExitStack() as stack:
+        folder = None
+        if run_folder is not None:
+            settings = {
+                "model": str(getattr(engine.model.config, "_name_or_path", "")),
+                **{name: value for name, value in dataclasses.asdict(options).items() if name != "keep_frames"},
+                "use_subtitles": use_subtitles,
+            }
+            folder = stack.enter_context(RunFolder(run_folder, settings))
+        run = _Run(samples, folder, max_skipped_fraction)
+        if run.num_done and on_progress is not None:
+            on_progress(run.num_done, len(samples))
+        pending = [index for index, answer in enumerate(run.answers) if answer is None]
+        groups = [list(group) for _, group in itertools.groupby(pending, key=lambda index: samples[index].video)]
+        videos = stack.enter_context(VideoCache(functools.partial(open_video, time_limit=time_limit), MAX_IDLE_VIDEOS))
 
         def read(group: list[int]) -> Reading:
-            video = samples[group[0]].video
-            return engine.read(video, budget_tokens, num_queries=len(group), videos=videos)
+            return engine.read(samples[group[0]].video, budget_tokens, num_queries=len(group), videos=videos)
 
         num_ahead = batch_size if read_ahead is None else read_ahead
         ahead = Prefetcher(groups, read, ahead=num_ahead, discard=Reading.close)
         # Closed here, not when they are collected: an error must leave no thread and no video behind.
-        with (
-            contextlib.closing(iter(ahead)) as loaded,
-            contextlib.closing(_batches(samples, loaded, batch_size)) as batches,
-        ):
-            for batch in batches:
-                run.add(batch, _answers(engine, batch, options))
-                if on_progress is not None:
-                    on_progress(len(run.answers), len(samples))
-    return run.evaluation()
+        loaded = stack.enter_context(contextlib.closing(iter(ahead)))
+        batches = stack.enter_context(contextlib.closing(_batches(samples, loaded, batch_size)))
+        for batch in run.waiting_for(batches):
+            run.add(batch, _answers(engine, batch, options, use_subtitles))
+            if on_progress is not None:
+                on_progress(run.num_done, len(samples))
+        result = run.evaluation()
+        if folder is not None:
+            write_summary(folder.path, samples, result)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """A sample whose video was read, or cannot be."""
+
+    index: int
+    """Place among the samples."""
+    sample: Sample
+    """The question."""
+    reading: Reading | VideoError
+    """Its video, or why that cannot be read."""
+    is_last: bool
+    """No later sample needs the reading."""
 
 
 def _batches(
     samples: Sequence[Sample], loaded: Iterable[tuple[list[int], Reading | VideoError]], size: int
-) -> Generator[list[Asked]]:
+) -> Generator[list[_Asked]]:
     """Batches of `size` from groups of samples on one video; a video is given back after the last batch it is in."""
-    waiting: list[Asked] = []
+    waiting: list[_Asked] = []
     try:
         for group, reading in loaded:
-            waiting += [Asked(index, samples[index], reading, is_last=index == group[-1]) for index in group]
+            waiting += [_Asked(index, samples[index], reading, is_last=index == group[-1]) for index in group]
             while len(waiting) >= size:
                 yield waiting[:size]
                 waiting = _after(waiting, size)
@@ -96,20 +138,106 @@ def _batches(
         _after(waiting, len(waiting))
 
 
-def _answers(engine: ZoomZero, batch: Sequence[Asked], options: AnswerOptions) -> list[Answer | VideoError]:
+def _answers(
+    engine: ZoomZero, batch: Sequence[_Asked], options: AnswerOptions, use_subtitles: bool
+) -> list[Answer | VideoError]:
     """For each sample its answer, or why its video cannot be read."""
     asked = [
-        (Query(item.sample.video, item.sample.question, item.sample.options), item.reading)
-        for item in batch
-        if not isinstance(item.reading, VideoError)
+        (Query(sample.video, sample.question, sample.options, sample.subtitles if use_subtitles else None), reading)
+        for sample, reading in ((item.sample, item.reading) for item in batch)
+        if not isinstance(reading, VideoError)
     ]
     answered = iter(engine.answer_readings(asked, options))
     return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]
 
 
-def _after(batch: list[Asked], count: int) -> list[Asked]:
+def _after(batch: list[_Asked], count: int) -> list[_Asked]:
     """The batch without its first `count` samples, whose videos are given back where no later sample needs them."""
     for item in batch[:count]:
         if item.is_last and not isinstance(item.reading, VideoError):
             item.reading.close()
     return batch[count:]
+
+
+class _Run:
+    """Answers of an evaluation in the samples' order, kept on disk as they come where there is a folder."""
+
+    def __init__(self, samples: Sequence[Sample], folder: RunFolder | None, max_skipped_fraction: float) -> None:
+        self.samples = samples
+        self._folder = folder
+        self._keys = question_keys(samples)
+        kept = {} if folder is None else folder.kept
+        self.answers: list[AnswerRecord | None] = [kept.get(key) for key in self._keys]
+        self.num_resumed = sum(answer is not None for answer in self.answers)
+        self.num_done = self.num_resumed
+        self._skipped: dict[int, str] = {}
+        self._durations: dict[str, WrongDuration] = {}
+        self._waited = 0.0
+        skip_file: Path | None = None
+        if folder is not None:
+            skip_file = folder.path / SKIPPED_FILE
+            # They are tried again, and listed again where they still cannot be read.
+            skip_file.unlink(missing_ok=True)
+            if kept and not self.num_resumed:
+                raise ValueError(
+                    f"{folder.path}: the folder must hold answers to these questions, got {len(kept)} to others; "
+                    "choose another folder"
+                )
+        self._log = SkipLog(skip_file, len(samples), max_skipped_fraction)
+
+    def waiting_for(self, batches: Iterable[list[_Asked]]) -> Generator[list[_Asked]]:
+        """The batches; the time in which the next one is not there is counted."""
+        source = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(source, None)
+            self._waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, batch: Sequence[_Asked], results: Sequence[Answer | VideoError]) -> None:
+        """Take the results of the next samples; answers are on disk before a skipped sample can end the run."""
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, VideoError):
+                continue
+            if not isinstance(item.reading, VideoError):
+                self._compare_durations(item.sample, item.reading.video.duration)
+            self.answers[item.index] = (
+                AnswerRecord.from_dict(result.as_dict())
+                if self._folder is None
+                else self._folder.append(self._keys[item.index], item.index, item.sample, result)
+            )
+        self.num_done += len(batch)
+        for item, result in zip(batch, results, strict=True):
+            if isinstance(result, VideoError):
+                self._skipped[item.index] = str(result)
+                try:
+                    self._log.record(f"{item.index}: {item.sample.question}", result)
+                except VideoError as stop:
+                    raise EvaluationStopped(stop.path, stop.reason, self.answers[: batch[-1].index + 1]) from result
+
+    def _compare_durations(self, sample: Sample, found: float) -> None:
+        if sample.duration is None or sample.video in self._durations:
+            return
+        if abs(sample.duration - found) > DURATION_TOLERANCE_SECONDS:
+            self._durations[sample.video] = WrongDuration(sample.video, sample.duration, found)
+            logger.warning("%s: annotated as %.1f s, the file has %.1f s", sample.video, sample.duration, found)
+
+    def evaluation(self) -> Evaluation:
+        """The result, once all samples are done."""
+        coarse = [
+            answer is not None and bool(answer.passes) and sample.is_right(answer.passes[0].letter)
+            for sample, answer in zip(self.samples, self.answers, strict=True)
+        ]
+        predictions = [None if answer is None else answer.prediction for answer in self.answers]
+        return Evaluation(
+            answers=self.answers,
+            skipped=sorted(self._skipped.items()),
+            coarse_accuracy=mean(coarse),
+            metrics=metrics(self.samples, predictions) | {"num_skipped": float(len(self._skipped))},
+            num_resumed=self.num_resumed,
+            num_set_aside=0 if self._folder is None else self._folder.num_set_aside,
+            wrong_durations=tuple(self._durations.values()),
+            waited_seconds=self._waited,
+        )

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer, Pass
+from zoomzero.files import write_whole
 from zoomzero.prompts import OPTION_LETTERS
 from zoomzero.report.figures import curve, strip, timeline
 
@@ -47,7 +48,7 @@ class Report:
 
 
 def write_page(report: Report, path: str | Path) -> Path:
-    """Write the page: one HTML file without scripts or outside references. Returns its path."""
+    """Write the page, whole or not at all: one HTML file without scripts or outside references. Returns its path."""
     environment = Environment(loader=PackageLoader("zoomzero.report", "."), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template("page.html.j2").render(
         title=report.title,
@@ -59,10 +60,7 @@ def write_page(report: Report, path: str | Path) -> Path:
         examples=[_example(example) for example in report.examples],
         facts=report.facts,
     )
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(html, encoding="utf-8")
-    return target
+    return write_whole(path, html)
 
 
 def _example(example: Example) -> dict:

@@ -1,0 +1,162 @@
+"""The folder of a run: each answer is on disk as soon as it is there, and a later run goes on from what it finds.
+
+answers.jsonl has one line per answer, written in one piece. A process that dies may leave its last line cut: the next
+run moves such lines to set_aside.jsonl and answers their questions again. run.json holds the settings that answers
+depend on, so that answers of two models or strategies are never mixed. run.lock is locked by the process that writes;
+the system frees it when that process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from zoomzero.annotations import Sample
+from zoomzero.answering.answer import Answer
+from zoomzero.evaluation.records import AnswerRecord
+from zoomzero.files import write_whole
+
+logger = logging.getLogger("zoomzero.evaluation")
+
+ANSWERS_FILE = "answers.jsonl"
+SET_ASIDE_FILE = "set_aside.jsonl"
+SETTINGS_FILE = "run.json"
+LOCK_FILE = "run.lock"
+SUMMARY_FILE = "summary.json"
+
+
+class RunFolder:
+    """A run's folder in the hands of this process, until it is closed.
+
+    kept holds the answers that were found, by their questions' keys; num_set_aside says how many lines were none.
+
+    Args:
+        folder: made if it is not there.
+        settings: what answers depend on; a folder whose answers were made with others is refused.
+
+    Raises:
+        ValueError: another process writes there, or the settings differ.
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.path = Path(folder)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock: int | None = _locked(self.path)
+        self._out: int | None = None
+        self.kept: dict[str, AnswerRecord] = {}
+        try:
+            self._check_settings(settings)
+            self.num_set_aside = self._read_back()
+            self._out = os.open(self.path / ANSWERS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, key: str, index: int, sample: Sample, answer: Answer) -> AnswerRecord:
+        """Write an answer down; returns what was written.
+
+        Raises:
+            OSError: the disk is full or gone; names the file.
+        """
+        if self._out is None:
+            raise ValueError(f"{self.path}: the run's folder must be open, got a closed one; open it again")
+        data = answer.as_dict()
+        asked = {"key": key, "index": index, "question_id": sample.question_id}
+        asked |= {"video": sample.video, "question": sample.question}
+        # Inside a JSON string the escape of a lone surrogate is \udXXX, which reads back as it was.
+        line = json.dumps({**asked, **data}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            while line:
+                line = line[os.write(self._out, line) :]
+        except OSError as error:
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(self.path / ANSWERS_FILE)) from error
+        return AnswerRecord.from_dict(data)
+
+    def close(self) -> None:
+        """Let another run have the folder."""
+        for handle in (self._out, self._lock):
+            if handle is not None:
+                os.close(handle)
+        self._out = self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        file = self.path / SETTINGS_FILE
+        if file.exists():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                differing = [name for name, value in settings.items() if found.get(name) != value]
+            except (ValueError, AttributeError) as error:
+                raise ValueError(
+                    f"{file}: must be the settings of a run, got {error}; choose another folder"
+                ) from error
+            if differing:
+                name = differing[0]
+                raise ValueError(
+                    f"{self.path}: the answers here were made with {name}={found.get(name)!r}, got {settings[name]!r}; "
+                    "choose another folder, or the same settings"
+                )
+        else:
+            write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
+
+    def _read_back(self) -> int:
+        """Fill `kept`; lines that are no answers are set aside. Returns how many."""
+        file = self.path / ANSWERS_FILE
+        if not file.exists():
+            return 0
+        content = file.read_bytes()
+        good, bad = [], []
+        for line in content.split(b"\n"):
+            if not line.strip():
+                continue
+            try:
+                data = json.loads(line)
+                key, record = str(data["key"]), AnswerRecord.from_dict(data)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                bad.append(line)
+                continue
+            if key not in self.kept:
+                self.kept[key] = record
+                good.append(line)
+        whole = b"".join(line + b"\n" for line in good)
+        if bad:
+            with (self.path / SET_ASIDE_FILE).open("ab") as aside:
+                aside.write(b"".join(line + b"\n" for line in bad))
+            logger.warning(
+                "%s: %d of %d lines are no whole answers; they are in %s now, and their questions are asked again",
+                file, len(bad), len(bad) + len(good), SET_ASIDE_FILE,
+            )  # fmt: skip
+        if whole != content:
+            write_whole(file, whole)
+        return len(bad)
+
+
+def _locked(folder: Path) -> int:
+    """A handle that holds the folder's lock."""
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip()
+        os.close(handle)
+        raise ValueError(
+            f"{folder}: only one run may write into a folder, got a second one beside process {owner or 'unknown'}; "
+            "wait for it, or choose another folder"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode("ascii"))
+    return handle
