@@ -11,3 +11,6 @@ TIME_LIMIT_SECONDS = 120.0
 
 NUM_DECODERS = 2
 """Processes that decode files one does not trust, side by side; as many as threads read ahead."""
+
+MAX_BAD_FRACTION = 0.01
+"""Share of an annotation file's rows that may break a rule; they are left out."""

@@ -232,4 +232,4 @@ def test_the_summary_holds_all_figures(engine: ZoomZero, samples: list[Sample], 
     named[4] = dataclasses.replace(named[4], video=str(tmp_path / "absent.mp4"))
     again = _run(engine, named, tmp_path / "run")
     assert (again.num_resumed, again.metrics["num_skipped"]) == (5, 0)
-    assert not (tmp_path / "run" / "skipped.jsonl").exists()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == []

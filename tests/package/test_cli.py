@@ -57,6 +57,73 @@ def test_eval_prints_and_writes_figures(folder: Path, tmp_path: Path, capsys: py
     assert json.loads(out.read_text())["metrics"]["num_samples"] == 4
     assert len((run / "answers.jsonl").read_text().splitlines()) == 4
     assert not (run / "skipped.jsonl").exists()
+    assert json.loads((run / "summary.json").read_text())["metrics"]["num_samples"] == 4
+    # Once more: nothing is answered again.
+    assert main(command) == 0
+    assert "resumed: 4 answers were there, 0 cut lines were answered again" in capsys.readouterr().out
+    assert len((run / "answers.jsonl").read_text().splitlines()) == 4
+
+
+def test_eval_counts_a_benchmark_and_its_videos_before_any_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    command = ["eval", "--benchmark", "nextgqa", "--root", str(copy), "--check", "--model", "no such model"]
+    assert main(command) == 0
+    assert re.search(r"questions +4\n.*videos found +2\nvideos missing +0\n", capsys.readouterr().out, re.DOTALL)
+    Path(_clip(copy)).unlink()
+    assert main(command) == 1
+    output = capsys.readouterr().out
+    assert re.search(r"videos found +1\nvideos missing +1\nmissing: .*\.mp4\n", output)
+
+
+def test_eval_lists_rows_that_break_a_rule_and_stops_above_the_limit(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((folder / "annotations.json").read_text())
+    rows[1]["answer"] = "\ud800"
+    file = tmp_path / "questions.json"
+    file.write_text(json.dumps(rows))
+    command = ["eval", str(file), "--video-root", str(folder), "--check"]
+    assert main(command) == 1
+    error = capsys.readouterr().err
+    assert "left out: " in error
+    assert "row 1: 'answer' must be the letter of one of the 4 options or its text, got '\\ud800'" in error
+    assert "(1 of 4 rows break a rule, more than max_bad_fraction=0.01 allows)" in error
+    assert main([*command, "--max-bad-fraction", "0.5"]) == 0
+    captured = capsys.readouterr()
+    assert "left out: " in captured.err
+    assert re.search(r"questions +3\n", captured.out)
+    assert main([*command, "--max-bad-fraction", "0.5", "--strict"]) == 1
+    capsys.readouterr()
+
+
+def test_eval_writes_the_submission_of_rextime(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = json.loads((folder / "annotations.json").read_text())
+    release = [
+        {
+            "qid": f"q{i}",
+            "vid": row["video"].removesuffix(".mp4"),
+            "options": row["options"],
+            "question": row["question"],
+        }
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "rextime_test_release.json").write_text(json.dumps(release))
+    command = ["eval", "--benchmark", "rextime", "--root", str(tmp_path), "--video-root", str(folder)]
+    assert main([*command, "--run", str(tmp_path / "run"), "--max-new-tokens", "40"]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "submission.jsonl").read_text().splitlines()]
+    assert [line["qid"] for line in lines] == ["q0", "q1", "q2", "q3"]
+    assert all(set(line) == {"qid", "pred_relevant_windows", "ans"} for line in lines)
+    # The truth is secret: questions are counted and nothing is measured.
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"] == {
+        "num_samples": 4,
+        "num_skipped": 0,
+    }
+    assert "submission" in capsys.readouterr().err
 
 
 def test_eval_skips_unreadable_videos_and_stops_above_the_limit(
@@ -106,6 +173,10 @@ def test_train_stops_at_unreadable_videos_and_keeps_the_steps_it_took(
     [
         (["answer", "absent.mp4", "what?", "--options", "a", "b"], "absent.mp4"),
         (["eval", "absent.json"], "absent.json"),
+        (["eval"], "needs an annotation file, or --benchmark NAME --root DIR, got neither"),
+        (["eval", "--benchmark", "nextgqa"], "--benchmark needs --root DIR and no annotation file"),
+        (["eval", "--benchmark", "lvbench", "--root", "absent"], "get it from https://"),
+        (["eval", "--benchmark", "x", "--root", "absent"], "name must be one of nextgqa, rextime,"),
         (["report", "absent"], "run `zoomzero demo` first"),
         (["bench", "--folder", "absent"], "no benchmarks there"),
         (["demo", "--steps", "0"], "steps must be at least 1, got 0"),

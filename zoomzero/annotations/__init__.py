@@ -9,8 +9,9 @@ from pathlib import Path
 from zoomzero.annotations import cgbench, lvbench, mlvu, nextgqa, rextime, videomme
 from zoomzero.annotations.questions import load_annotations
 from zoomzero.annotations.rextime import write_submission
-from zoomzero.annotations.rows import MAX_BAD_FRACTION, BadRow, RowReader
+from zoomzero.annotations.rows import BadRow, RowReader
 from zoomzero.annotations.sample import Sample
+from zoomzero.limits import MAX_BAD_FRACTION
 
 __all__ = ["BENCHMARKS", "BadRow", "Sample", "load_annotations", "load_benchmark", "write_submission"]
 

@@ -16,13 +16,14 @@ from zoomzero.annotations import rows
 from zoomzero.annotations.files import read_json_rows
 from zoomzero.annotations.rows import BadRow, RowReader, RuleError
 from zoomzero.annotations.sample import Sample
+from zoomzero.limits import MAX_BAD_FRACTION
 
 
 def load_annotations(
     path: str | os.PathLike[str],
     video_root: str | os.PathLike[str] | None = None,
     *,
-    max_bad_fraction: float = rows.MAX_BAD_FRACTION,
+    max_bad_fraction: float = MAX_BAD_FRACTION,
     strict: bool = False,
     on_bad_row: Callable[[BadRow], None] | None = None,
 ) -> list[Sample]:

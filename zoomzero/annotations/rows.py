@@ -13,11 +13,11 @@ from typing import Any
 from zoomzero.annotations.files import BrokenLine
 from zoomzero.annotations.sample import Sample
 from zoomzero.intervals import Span
+from zoomzero.limits import MAX_BAD_FRACTION
 from zoomzero.prompts import OPTION_LETTERS
 
 logger = logging.getLogger("zoomzero.annotations")
 
-MAX_BAD_FRACTION = 0.01
 # Published files round the duration and the spans separately: half a second of tolerance, no more.
 SPAN_TOLERANCE_SECONDS = 0.5
 

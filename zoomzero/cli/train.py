@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomzero.cli.fields import add_fields, field_values
+from zoomzero.cli.row_limits import add_row_limits, row_limits
 from zoomzero.training.settings import TrainingSettings
 
 # Options that are shorter than their field, or say it the other way round.
@@ -29,6 +30,7 @@ def add(commands: Any) -> None:
     train.add_argument("--steps", type=int, default=80, help="training steps (%(default)s)")
     train.add_argument("--prompts", type=int, default=8, help="prompts per step (%(default)s)")
     train.add_argument("--seed", type=int, default=0, help="of the data's order and of sampling (%(default)s)")
+    add_row_limits(train)
     add_fields(train, TrainingSettings, FLAGS)
 
 
@@ -36,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from zoomzero.annotations import load_annotations
 
-    samples = load_annotations(options.annotations, options.video_root)
+    samples = load_annotations(options.annotations, options.video_root, **row_limits(options))
     from zoomzero.training.run import train, train_config
 
     settings = field_values(options, TrainingSettings)

@@ -60,7 +60,7 @@ def evaluate(
         read_ahead: videos read before their turn, each held as its coarse pass's patches; batch_size unless told.
         run_folder: where answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at the end,
             summary.json are written. Answers that lie there already, made with the same settings, are not made again;
-            unreadable videos are tried again. None writes nothing.
+            unreadable videos are tried again, and listed once more where they still are. None writes nothing.
         on_progress: called as on_progress(done, total).
 
     Raises:
@@ -176,8 +176,6 @@ class _Run:
         skip_file: Path | None = None
         if folder is not None:
             skip_file = folder.path / SKIPPED_FILE
-            # They are tried again, and listed again where they still cannot be read.
-            skip_file.unlink(missing_ok=True)
             if kept and not self.num_resumed:
                 raise ValueError(
                     f"{folder.path}: the folder must hold answers to these questions, got {len(kept)} to others; "
