@@ -37,6 +37,15 @@ def test_rows_become_samples(tmp_path: Path) -> None:
     assert (sample.question_id, sample.task, sample.subtitles) == ("7", "CW", "/videos/a.srt")
 
 
+def test_the_row_on_the_documentation_page_is_read(tmp_path: Path, checkout: Path) -> None:
+    page = (checkout / "docs" / "evaluating.md").read_text(encoding="utf-8")
+    start = page.index('    {"video"')
+    file = tmp_path / "questions.jsonl"
+    file.write_text(" ".join(page[start : page.index("\n\n", start)].split()))
+    (sample,) = load_annotations(file, strict=True)
+    assert (sample.options, sample.answer, sample.spans) == (("the cat", "the dog"), "B", ((3.0, 5.5),))
+
+
 # Each kind of file that people have, with a text that a wrong encoding would spoil.
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["plain", "mark"])
 @pytest.mark.parametrize("form", ["list", "lines", "lines_with_gaps", "indented"])
