@@ -15,7 +15,8 @@ import pytest
 
 from zoomzero.annotations import Sample, load_annotations
 from zoomzero.answering.engine import ZoomZero
-from zoomzero.evaluation import Evaluation, evaluate, run_folder
+from zoomzero.cli import main
+from zoomzero.evaluation import Evaluation, Processes, evaluate, run_folder
 from zoomzero.synthetic import make_clips, tiny_model, tiny_processor
 
 
@@ -233,3 +234,50 @@ def test_the_summary_holds_all_figures(engine: ZoomZero, samples: list[Sample], 
     again = _run(engine, named, tmp_path / "run")
     assert (again.num_resumed, again.metrics["num_skipped"]) == (5, 0)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped"] == []
+
+
+# -- several processes -----------------------------------------------------------------------------------------------
+
+
+def _launch(count: int, arguments: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """`zoomzero` in `count` processes, as torchrun and `accelerate launch` start them."""
+    script = tmp_path / "command.py"
+    script.write_text("import sys\nfrom zoomzero.cli import main\nsys.exit(main(sys.argv[1:]))\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
+    command = [sys.executable, *launcher, str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
+
+
+def test_processes_share_the_questions_and_another_number_of_them_resumes(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    annotations = str(Path(samples[0].video).parent / "annotations.json")
+    options = ["--max-new-tokens", "40", "--batch-size", "2"]
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    done = _launch(2, ["eval", annotations, "--run", str(shared), *options], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert main(["eval", annotations, "--run", str(alone), *options]) == 0
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (shared, alone)]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
+    assert summaries[0]["official"] == summaries[1]["official"]
+    # One table, from the first process; one file, with every answer once.
+    assert done.stdout.count("num_skipped") == 1
+    assert sorted(line["index"] for line in _lines(shared)) == [0, 1, 2, 3, 4, 5]
+    assert [file.name for file in shared.glob("answers*")] == ["answers.jsonl"]
+    assert not list(shared.glob("part.*"))
+    # As if two had been killed at work: their answers lie in files of their own, one of them cut.
+    lines = (shared / "answers.jsonl").read_bytes().split(b"\n")[:-1]
+    (shared / "answers.jsonl").write_bytes(lines[0] + b"\n")
+    (shared / "answers.1.jsonl").write_bytes(lines[1] + b"\n" + lines[2][:50])
+    (shared / "answers.5.jsonl").write_bytes(lines[3] + b"\n")
+    again = _launch(3, ["eval", annotations, "--run", str(shared), *options], tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "resumed: 3 answers were there, 1 cut lines were answered again" in again.stdout
+    assert sorted(line["index"] for line in _lines(shared)) == [0, 1, 2, 3, 4, 5]
+    assert json.loads((shared / "summary.json").read_text())["metrics"] == summaries[1]["metrics"]
+
+
+def test_processes_need_a_folder(engine: ZoomZero, samples: list[Sample]) -> None:
+    with pytest.raises(ValueError, match="2 processes need a run_folder to share the questions, got None"):
+        evaluate(engine, samples, processes=Processes(0, 2))

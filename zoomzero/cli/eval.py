@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -57,13 +58,17 @@ def run(options: argparse.Namespace) -> int:
 
     from zoomzero.annotations import write_submission
     from zoomzero.answering.engine import ZoomZero
-    from zoomzero.evaluation import evaluate, write_summary
+    from zoomzero.evaluation import evaluate, join_launch, write_summary
     from zoomzero.files import write_whole
 
-    engine = ZoomZero.from_pretrained(options.model, options.device)
+    processes = join_launch()
+    if processes.count > 1 and options.run is None:
+        raise ValueError(f"{processes.count} processes need one folder to share, got no --run; name it")
+    engine = ZoomZero.from_pretrained(options.model, options.device or processes.device())
     folder = options.run or Path("runs/eval") / time.strftime("%Y%m%d-%H%M%S")
-    print(f"answers, skipped samples and figures: {folder}", file=sys.stderr)
-    with tqdm(total=len(samples), unit="question") as bar:
+    if processes.is_first:
+        print(f"answers, skipped samples and figures: {folder}", file=sys.stderr)
+    with tqdm(total=len(samples), unit="question", disable=not processes.is_first) as bar:
         result = evaluate(
             engine,
             samples,
@@ -75,8 +80,11 @@ def run(options: argparse.Namespace) -> int:
             max_skipped_fraction=options.max_skipped_fraction,
             time_limit=options.time_limit or None,
             run_folder=folder,
-            on_progress=lambda done, _: bar.update(done - bar.n),
+            processes=processes,
+            on_progress=functools.partial(_advance, bar),
         )
+    if not processes.is_first:
+        return 0
     summary = write_summary(folder, samples, result, options.benchmark)
     if options.benchmark == "rextime":
         write_submission(folder / "submission.jsonl", samples, result.official_predictions)
@@ -85,6 +93,11 @@ def run(options: argparse.Namespace) -> int:
         write_whole(options.out, json.dumps(summary, indent=1) + "\n")
     _print(samples, result, summary)
     return 0
+
+
+def _advance(bar: Any, done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)
 
 
 def _samples(options: argparse.Namespace) -> list[Sample]:

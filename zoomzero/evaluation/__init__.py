@@ -11,6 +11,7 @@ from zoomzero.evaluation.metrics import (
     rextime_metrics,
     task_average,
 )
+from zoomzero.evaluation.processes import Processes, join_launch
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped
 from zoomzero.evaluation.run import evaluate
 from zoomzero.evaluation.summary import official_metrics, summarize, write_summary
@@ -20,8 +21,10 @@ __all__ = [
     "Evaluation",
     "EvaluationStopped",
     "Prediction",
+    "Processes",
     "cgbench_metrics",
     "evaluate",
+    "join_launch",
     "load_annotations",
     "load_benchmark",
     "metric_intervals",

@@ -16,6 +16,7 @@ from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer, AnswerOptions, Query
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
 from zoomzero.evaluation.metrics import mean, metrics
+from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, WrongDuration, question_keys
 from zoomzero.evaluation.run_folder import RunFolder
 from zoomzero.evaluation.summary import write_summary
@@ -44,6 +45,7 @@ def evaluate(
     time_limit: float | None = TIME_LIMIT_SECONDS,
     read_ahead: int | None = None,
     run_folder: str | os.PathLike[str] | None = None,
+    processes: Processes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Answer all samples and measure; the videos of the next samples are read while the model works.
@@ -61,7 +63,9 @@ def evaluate(
         run_folder: where answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at the end,
             summary.json are written. Answers that lie there already, made with the same settings, are not made again;
             unreadable videos are tried again, and listed once more where they still are. None writes nothing.
-        on_progress: called as on_progress(done, total).
+        processes: those that share the questions by video, from `zoomzero.evaluation.processes.join_launch`; each calls
+            this with the same arguments and gets the whole result. They need a run_folder. None is this process alone.
+        on_progress: called as on_progress(done, total), with several processes about this one's share.
 
     Raises:
         EvaluationStopped: more samples than allowed were unreadable; holds the answers so far.
@@ -72,6 +76,11 @@ def evaluate(
         raise ValueError("evaluate: needs at least one sample, got none; check the annotation file")
     if batch_size < 1:
         raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}; 1 needs the least memory")
+    processes = processes or Processes()
+    if processes.count > 1 and run_folder is None:
+        raise ValueError(
+            f"evaluate: {processes.count} processes need a run_folder to share the questions, got None; name one"
+        )
     options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
     with contextlib.ExitStack() as stack:
         folder = None
@@ -81,12 +90,14 @@ def evaluate(
                 **{name: value for name, value in dataclasses.asdict(options).items() if name != "keep_frames"},
                 "use_subtitles": use_subtitles,
             }
-            folder = stack.enter_context(RunFolder(run_folder, settings))
+            folder = stack.enter_context(RunFolder(run_folder, settings, processes))
         run = _Run(samples, folder, max_skipped_fraction)
-        if run.num_done and on_progress is not None:
-            on_progress(run.num_done, len(samples))
         pending = [index for index, answer in enumerate(run.answers) if answer is None]
         groups = [list(group) for _, group in itertools.groupby(pending, key=lambda index: samples[index].video)]
+        groups = groups[processes.rank :: processes.count]
+        total = run.num_done + sum(len(group) for group in groups)
+        if run.num_done and on_progress is not None:
+            on_progress(run.num_done, total)
         videos = stack.enter_context(VideoCache(functools.partial(open_video, time_limit=time_limit), MAX_IDLE_VIDEOS))
 
         def read(group: list[int]) -> Reading:
@@ -100,9 +111,11 @@ def evaluate(
         for batch in run.waiting_for(batches):
             run.add(batch, _answers(engine, batch, options, use_subtitles))
             if on_progress is not None:
-                on_progress(run.num_done, len(samples))
+                on_progress(run.num_done, total)
+        if processes.count > 1:
+            run.join()
         result = run.evaluation()
-        if folder is not None:
+        if folder is not None and processes.is_first:
             write_summary(folder.path, samples, result)
     return result
 
@@ -214,6 +227,34 @@ class _Run:
                     self._log.record(f"{item.index}: {item.sample.question}", result)
                 except VideoError as stop:
                     raise EvaluationStopped(stop.path, stop.reason, self.answers[: batch[-1].index + 1]) from result
+
+    def join(self) -> None:
+        """Take what the other processes have found; all of them come to the same result.
+
+        Raises:
+            EvaluationStopped: together they skipped more samples than allowed.
+        """
+        if self._folder is None:
+            raise RuntimeError("evaluate: several processes share a run's folder, got none; pass run_folder")
+        own = {
+            "skipped": list(self._skipped.items()),
+            "wrong_durations": [dataclasses.asdict(item) for item in self._durations.values()],
+            "waited": self._waited,
+        }
+        parts, answers = self._folder.exchange(own)
+        self.answers = [answers.get(key) for key in self._keys]
+        self._skipped = {index: reason for part in parts for index, reason in part["skipped"]}
+        found = [WrongDuration(**item) for part in parts for item in part["wrong_durations"]]
+        self._durations = {item.video: item for item in found}
+        self._waited = sum(part["waited"] for part in parts)
+        if len(self._skipped) > self._log.max_skipped_fraction * len(self.samples):
+            index, reason = min(self._skipped.items())
+            raise EvaluationStopped(
+                self.samples[index].video,
+                f"{reason}; {len(self._skipped)} of {len(self.samples)} samples have no readable video, more than "
+                f"max_skipped_fraction={self._log.max_skipped_fraction} allows; see {self._log.file}",
+                self.answers,
+            )
 
     def _compare_durations(self, sample: Sample, found: float) -> None:
         if sample.duration is None or sample.video in self._durations:

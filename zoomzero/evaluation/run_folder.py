@@ -4,6 +4,9 @@ answers.jsonl has one line per answer, written in one piece. A process that dies
 run moves such lines to set_aside.jsonl and answers their questions again. run.json holds the settings that answers
 depend on, so that answers of two models or strategies are never mixed. run.lock is locked by the process that writes;
 the system frees it when that process ends, however it ends.
+
+Where several processes share a run, the first owns the folder and the others write answers.<rank>.jsonl, so that no two
+write one file; whoever owns the folder next puts them together, with however many processes.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +23,7 @@ from typing import Any, Self
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer
+from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.records import AnswerRecord
 from zoomzero.files import write_whole
 
@@ -30,6 +35,8 @@ SETTINGS_FILE = "run.json"
 LOCK_FILE = "run.lock"
 SUMMARY_FILE = "summary.json"
 
+_ANSWER_FILE = re.compile(r"answers(\.[0-9]+)?\.jsonl")
+
 
 class RunFolder:
     """A run's folder in the hands of this process, until it is closed.
@@ -39,22 +46,33 @@ class RunFolder:
     Args:
         folder: made if it is not there.
         settings: what answers depend on; a folder whose answers were made with others is refused.
+        processes: those that share the run.
 
     Raises:
-        ValueError: another process writes there, or the settings differ.
+        ValueError: another run writes there, or the settings differ.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], settings: Mapping[str, Any], processes: Processes | None = None
+    ) -> None:
         self.path = Path(folder)
+        self._processes = processes or Processes()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock: int | None = _locked(self.path)
+        self._lock = _locked(self.path) if self._processes.is_first else None
         self._out: int | None = None
-        self.kept: dict[str, AnswerRecord] = {}
+        self.num_set_aside = 0
         try:
-            self._check_settings(settings)
-            self.num_set_aside = self._read_back()
-            self._out = os.open(self.path / ANSWERS_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            if self._processes.is_first:
+                self._check_settings(settings)
+                self.num_set_aside = self._join_answers()
+            self._processes.barrier()
+            self.kept = dict(self._read(self.path / ANSWERS_FILE)[0])
+            # Nobody writes before all have read.
+            self._processes.barrier()
+            rank = "" if self._processes.is_first else f".{self._processes.rank}"
+            self._file = self.path / f"answers{rank}.jsonl"
+            self._out = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         except BaseException:
             self.close()
             raise
@@ -76,7 +94,7 @@ class RunFolder:
             while line:
                 line = line[os.write(self._out, line) :]
         except OSError as error:
-            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(self.path / ANSWERS_FILE)) from error
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", str(self._file)) from error
         return AnswerRecord.from_dict(data)
 
     def close(self) -> None:
@@ -113,35 +131,64 @@ class RunFolder:
         else:
             write_whole(file, json.dumps(dict(settings), indent=1) + "\n")
 
-    def _read_back(self) -> int:
-        """Fill `kept`; lines that are no answers are set aside. Returns how many."""
-        file = self.path / ANSWERS_FILE
-        if not file.exists():
-            return 0
-        content = file.read_bytes()
-        good, bad = [], []
-        for line in content.split(b"\n"):
+    def exchange(self, part: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, AnswerRecord]]:
+        """End of this process's share: what every process has to say, and the answers of all by their keys.
+
+        part: in JSON's types. Waits for the other processes.
+        """
+        write_whole(self.path / f"part.{self._processes.rank}.json", json.dumps(part))
+        self._processes.barrier()
+        files = [self.path / f"part.{rank}.json" for rank in range(self._processes.count)]
+        parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        answers = dict(pair for file in self._answer_files() for pair in self._read(file)[0])
+        self._processes.barrier()
+        if self._processes.is_first:
+            self._join_answers()
+            for file in files:
+                file.unlink()
+        return parts, answers
+
+    def _answer_files(self) -> list[Path]:
+        return sorted(file for file in self.path.glob("answers*.jsonl") if _ANSWER_FILE.fullmatch(file.name))
+
+    def _read(self, file: Path) -> tuple[list[tuple[str, AnswerRecord]], list[bytes], list[bytes]]:
+        """(key, record) of a file's whole answers, their lines, and the lines that are none."""
+        pairs, good, bad = [], [], []
+        for line in file.read_bytes().split(b"\n") if file.exists() else []:
             if not line.strip():
                 continue
             try:
                 data = json.loads(line)
-                key, record = str(data["key"]), AnswerRecord.from_dict(data)
+                pairs.append((str(data["key"]), AnswerRecord.from_dict(data)))
+                good.append(line)
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 bad.append(line)
-                continue
-            if key not in self.kept:
-                self.kept[key] = record
-                good.append(line)
-        whole = b"".join(line + b"\n" for line in good)
+        return pairs, good, bad
+
+    def _join_answers(self) -> int:
+        """Put the answers of all files into answers.jsonl, each once; returns how many lines were set aside."""
+        target = self.path / ANSWERS_FILE
+        files = self._answer_files()
+        lines: dict[str, bytes] = {}
+        bad: list[bytes] = []
+        for file in files:
+            pairs, good, broken = self._read(file)
+            bad += broken
+            for (key, _), line in zip(pairs, good, strict=True):
+                lines.setdefault(key, line)
         if bad:
             with (self.path / SET_ASIDE_FILE).open("ab") as aside:
                 aside.write(b"".join(line + b"\n" for line in bad))
             logger.warning(
                 "%s: %d of %d lines are no whole answers; they are in %s now, and their questions are asked again",
-                file, len(bad), len(bad) + len(good), SET_ASIDE_FILE,
+                target, len(bad), len(bad) + len(lines), SET_ASIDE_FILE,
             )  # fmt: skip
-        if whole != content:
-            write_whole(file, whole)
+        whole = b"".join(line + b"\n" for line in lines.values())
+        if files and (files != [target] or whole != target.read_bytes()):
+            write_whole(target, whole)
+        for file in files:
+            if file != target:
+                file.unlink()
         return len(bad)
 
 
