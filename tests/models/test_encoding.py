@@ -5,7 +5,8 @@ import torch
 from support.tiny_qwen import COARSE, EOS_TOKEN, SHORT, VIDEO_TOKEN, ZOOM, PromptShape, random_inputs, random_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from zoomzero.models.encoding import embed_tokens, encode_prompts, prompt_positions, video_features
+from zoomzero.models import mrope_positions
+from zoomzero.models.encoding import embed_tokens, encode_prompts, video_features
 from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
 from zoomzero.models.segment_attention import SEGMENT_ATTENTION, use_segment_attention
 
@@ -58,24 +59,13 @@ def test_encoded_prompts_equal_the_models_own_embedding() -> None:
     for item, prompt in zip(inputs, prompts, strict=True):
         expected = model.model.get_video_features(item["pixel_values_videos"], item["video_grid_thw"]).pooler_output[0]
         torch.testing.assert_close(prompt.features, expected, rtol=1e-6, atol=1e-6)
-        positions, _ = model.model.get_rope_index(**{k: v for k, v in item.items() if k != "pixel_values_videos"})
-        assert torch.equal(prompt.position_ids, positions[:, 0])
-        assert prompt.next_position == int(positions[0, 0, -1]) + 1
+        positions, following = mrope_positions(model.config, item)
+        assert torch.equal(prompt.position_ids, positions)
+        assert prompt.next_position == following
 
 
 def test_no_videos_gives_no_features() -> None:
     assert video_features(random_model(), []) == []
-
-
-def test_prompt_that_ends_in_a_video_is_refused() -> None:
-    inputs = random_inputs(PromptShape((2, 2, 2), 1.0, 0))
-    inputs = {
-        **inputs,
-        "input_ids": inputs["input_ids"][:, :-1],
-        "mm_token_type_ids": inputs["mm_token_type_ids"][:, :-1],
-    }
-    with pytest.raises(ValueError, match="prompt must end in text"):
-        prompt_positions(random_model(), inputs)
 
 
 def test_features_of_other_frames_are_refused() -> None:

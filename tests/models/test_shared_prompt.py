@@ -58,16 +58,6 @@ def test_greedy_equals_model_generate_where_rope_deltas_are_right() -> None:
     assert torch.equal(rollouts.token_ids[0, : len(expected)], expected)
 
 
-def test_positions_continue_the_text_although_rope_deltas_say_otherwise() -> None:
-    model = random_model()
-    item = random_inputs(COARSE)
-    positions, deltas = model.model.get_rope_index(**{k: v for k, v in item.items() if k != "pixel_values_videos"})
-    (prompt,) = encode_prompts(model, [item])
-    trusted = item["input_ids"].shape[1] + int(deltas)
-    assert trusted == int(positions.max()) + 1
-    assert prompt.next_position == int(positions[0, 0, -1]) + 1 < trusted
-
-
 def test_sampled_logps_are_those_of_the_full_row_at_the_temperature() -> None:
     model = random_model()
     inputs = [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, ZOOM))]

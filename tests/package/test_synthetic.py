@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from zoomzero.annotations import load_annotations
-from zoomzero.synthetic import make_clips, tiny_model, tiny_processor, tiny_tokenizer
+from zoomzero.synthetic import make_clips, tiny_checkpoint, tiny_model, tiny_processor, tiny_tokenizer
 from zoomzero.synthetic.render import COLOURS, SIGN_SIDE
 from zoomzero.video import open_video
 
@@ -122,3 +122,24 @@ def test_tiny_model_is_small_deterministic_and_loads_like_any_checkpoint(tmp_pat
     assert loaded_processor.settings == processor.settings
     assert loaded_processor.geometry == processor.geometry
     assert loaded_processor.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+
+
+def test_carried_checkpoint_is_complete_and_says_what_it_reached() -> None:
+    """transformers' own tools load it, and its figures come from one run through all stages."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from zoomzero import load_processor
+
+    folder = tiny_checkpoint()
+    processor = AutoProcessor.from_pretrained(folder)
+    assert processor.video_processor.patch_size == tiny_processor().geometry.patch_size
+    assert processor.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+    assert processor.chat_template == load_processor(folder).tokenizer.chat_template == tiny_tokenizer().chat_template
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    assert [(name, value.shape) for name, value in model.named_parameters()] == [
+        (name, value.shape) for name, value in tiny_model().named_parameters()
+    ]
+    figures = json.loads((folder / "figures.json").read_text())
+    assert figures.keys() == {
+        "colours_read", "letters_read", "miou", "coarse_accuracy", "zoom_accuracy", "cpu_seconds"
+    }  # fmt: skip

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from zoomzero.models import mrope_positions
+
 VIDEO_TOKEN, START_TOKEN, END_TOKEN, PAD_TOKEN, EOS_TOKEN, VOCAB_SIZE = 90, 91, 92, 0, 1, 100
 PATCH_COLUMNS = 3 * 2 * 8 * 8
 
@@ -73,10 +75,11 @@ def full_row_logits(model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str,
     """The plain way: one forward over prompt + completion. Returns the logits [T, V] that predict completion [T]."""
     row = torch.cat((inputs["input_ids"], completion[None]), dim=1)
     types = torch.cat((inputs["mm_token_type_ids"], torch.zeros_like(completion)[None]), dim=1)
-    model.model.rope_deltas = None
+    positions, _ = mrope_positions(model.config, {**inputs, "input_ids": row, "mm_token_type_ids": types})
     outputs = model(
         input_ids=row,
         attention_mask=torch.ones_like(row),
+        position_ids=positions[:, None],
         mm_token_type_ids=types,
         pixel_values_videos=inputs["pixel_values_videos"],
         video_grid_thw=inputs["video_grid_thw"],

@@ -13,7 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
 from zoomzero.looks import PreparedPrompt
-from zoomzero.models.encoding import encode_prompts, prompt_positions
+from zoomzero.models import mrope_positions
+from zoomzero.models.encoding import encode_prompts
 from zoomzero.models.head import HeadProbe
 from zoomzero.training import ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch
@@ -59,7 +60,11 @@ def _groups(model: Model, *, frozen_tower: bool) -> GroupBatch:
         visuals = [item["pixel_values_videos"] for item in inputs]
     prompts = [
         PreparedPrompt(
-            item["input_ids"][0], prompt_positions(model, item), visual, item["video_grid_thw"], is_encoded=frozen_tower
+            item["input_ids"][0],
+            mrope_positions(model.config, item)[0],
+            visual,
+            item["video_grid_thw"],
+            is_encoded=frozen_tower,
         )
         for item, visual in zip(inputs, visuals, strict=True)
     ]

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
 from zoomzero.looks import PreparedPrompt
-from zoomzero.models.encoding import encode_prompts, prompt_positions
+from zoomzero.models import mrope_positions
+from zoomzero.models.encoding import encode_prompts
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.training.packing import PackedForward, pack_groups
 
@@ -18,7 +19,10 @@ def _prepared(model: Model, inputs: Sequence[dict[str, Tensor]]) -> list[Prepare
     """Prompts with their pixels, which the vision tower sees inside the forward."""
     return [
         PreparedPrompt(
-            item["input_ids"][0], prompt_positions(model, item), item["pixel_values_videos"], item["video_grid_thw"],
+            item["input_ids"][0],
+            mrope_positions(model.config, item)[0],
+            item["pixel_values_videos"],
+            item["video_grid_thw"],
             is_encoded=False,
         )
         for item in inputs

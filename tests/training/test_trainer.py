@@ -15,6 +15,7 @@ from trl import GRPOConfig
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks import encoder as prompts_module
 from zoomzero.looks.rows import RowEncoder
+from zoomzero.models import mrope_positions
 from zoomzero.responses import Response, parse
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect, scoring
@@ -96,8 +97,9 @@ def _full_row_logits(
     row = torch.cat((inputs["input_ids"], completion[None]), dim=1)
     types = torch.cat((inputs["mm_token_type_ids"], torch.zeros_like(completion)[None]), dim=1)
     visual = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
-    model.model.rope_deltas = None
-    logits = model(input_ids=row, attention_mask=torch.ones_like(row), mm_token_type_ids=types, **visual).logits
+    texts = {"input_ids": row, "mm_token_type_ids": types}
+    positions, _ = mrope_positions(model.config, texts | visual)
+    logits = model(**texts, **visual, attention_mask=torch.ones_like(row), position_ids=positions[:, None]).logits
     return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
 
 

@@ -120,7 +120,7 @@ class AnsweringLesson:
             start, end = len(prompt["ids"]), len(prompt["ids"]) + len(response)
             ids[row, :end] = torch.cat([prompt["ids"], response])
             positions[:, row, :start] = prompt["positions"]
-            positions[:, row, start:end] = prompt["positions"][:, -1:] + 1 + torch.arange(len(response))
+            positions[:, row, start:end] = prompt["positions"].max() + 1 + torch.arange(len(response))
             targets[row, start:end] = response
         is_video = torch.eq(ids, self._processor.video_token_id)
         embeds = embed_tokens(self._model, ids, is_video, features)

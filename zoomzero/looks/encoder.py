@@ -20,7 +20,8 @@ from zoomzero.inputs import Shown, VideoInputs
 from zoomzero.looks import Context, Look, PreparedPrompt
 from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.looks.videos import VideoSource
-from zoomzero.models.encoding import prompt_positions, video_features
+from zoomzero.models import mrope_positions
+from zoomzero.models.encoding import video_features
 from zoomzero.patches import VideoPatches
 from zoomzero.video import VideoError
 from zoomzero_kernels import token_resample
@@ -193,7 +194,7 @@ class PromptEncoder:
             if not self.processor.geometry.times_in_prompt:
                 inputs["second_per_grid_ts"] = _joined([part.second_per_grid_ts for part in parts])
             device = self.model.device
-            pair = (inputs["input_ids"][0].to(device), prompt_positions(self.model, inputs).to(device))
+            pair = (inputs["input_ids"][0].to(device), mrope_positions(self.model.config, inputs)[0].to(device))
             self._texts.put(key, pair)
         return pair
 

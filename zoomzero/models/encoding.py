@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zoomzero.models.positions import mrope_positions
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -30,36 +32,8 @@ class EncodedPrompt:
 
     @property
     def next_position(self) -> int:
-        """Position of the first token after the prompt. See Note [Positions after a video]."""
-        return int(self.position_ids[0, -1]) + 1
-
-
-# Note [Positions after a video]
-# After a video the text resumes at start + max(height, width)/merge, although the video's own temporal positions may
-# run far beyond. A completion continues the text: last prompt position + 1 (what a forward over prompt + completion
-# gives). model.rope_deltas is the maximum over all positions instead, so model.generate shifts every completion token
-# of a long video by up to (duration - resume point). Nothing here reads rope_deltas.
-
-
-def prompt_positions(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
-    """M-RoPE positions int64 [3, L] of one prompt.
-
-    inputs: the processor's output for one prompt: input_ids and mm_token_type_ids [1, L] and, with a video,
-    video_grid_thw [videos, 3] and second_per_grid_ts [videos]. The prompt must end in text (ValueError otherwise): a
-    completion continues its last position.
-    """
-    positions, _ = model.model.get_rope_index(
-        inputs["input_ids"],
-        inputs["mm_token_type_ids"],
-        video_grid_thw=inputs.get("video_grid_thw"),
-        second_per_grid_ts=inputs.get("second_per_grid_ts"),
-    )
-    if int(inputs["mm_token_type_ids"][0, -1]) != 0:
-        raise ValueError(
-            "prompt_positions: the prompt must end in text, got a video placeholder as its last token; "
-            "put the question and the generation prompt after the video"
-        )
-    return positions[:, 0]
+        """Position of the first token after the prompt: one beyond the largest so far, over all three axes."""
+        return int(self.position_ids.max()) + 1
 
 
 def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
@@ -105,6 +79,6 @@ def encode_prompts(model: PreTrainedModel, inputs: Sequence[Mapping[str, Tensor]
     features = video_features(model, [(item["pixel_values_videos"], item["video_grid_thw"]) for item in inputs])
     device = model.device
     return [
-        EncodedPrompt(item["input_ids"][0].to(device), prompt_positions(model, item).to(device), feature)
+        EncodedPrompt(item["input_ids"][0].to(device), mrope_positions(model.config, item)[0].to(device), feature)
         for item, feature in zip(inputs, features, strict=True)
     ]
