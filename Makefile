@@ -22,7 +22,7 @@ $(VENV)/.torch: $(VENV)/.python
 
 # Built without pip's isolation, against the torch just installed. The build tools come first, as the dev extra names them.
 $(VENV)/.project: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(BIN)/pip install "scikit-build-core>=0.11" "cmake>=3.26" "ninja>=1.11"
+	$(BIN)/pip install "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.26" "ninja>=1.11"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --editable ".[$(EXTRAS)]" "torchvision==0.29.1"
 	touch $@
 

@@ -18,7 +18,7 @@ import triton
 from harness import print_table, write_results
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.frame_resample import native_options
+from zoomzero_kernels.frame_resample import native_params
 from zoomzero_kernels.triton_kernels.variants import compile_variant, variants
 
 CHECKOUT = Path(__file__).parent.parent
@@ -58,8 +58,8 @@ def frame_resample_shared_bytes() -> int:
     """Dynamic shared memory of a launch for 32 frames of 720p to 1176x672."""
     frames = torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(32, 720, 1280, 3)
     out = torch.empty(0)
-    options = native_options(frames, (672, 1176), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (14, 2, 2), 1)
-    *_, shared_bytes = _C.frame_resample_launch(frames, None, out, options, 132)
+    params = native_params(frames, None, out, (672, 1176), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (14, 2, 2), 1)
+    *_, shared_bytes = _C.frame_resample_launch(params, 132)
     return shared_bytes
 
 

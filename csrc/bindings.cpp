@@ -5,7 +5,7 @@
 #include "common/element_type.h"
 #include "common/parallel.h"
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+PYBIND11_MODULE(_C, m) {
   m.doc() = "Native code of zoomzero_kernels. Private: call the functions of zoomzero_kernels instead.";
 #ifdef ZOOMZERO_WITH_CUDA
   m.attr("WITH_CUDA") = true;

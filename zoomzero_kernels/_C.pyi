@@ -1,18 +1,7 @@
 import enum
 from collections.abc import Sequence
 
-from torch import Tensor
-
-Axis = tuple[Tensor, Tensor, Tensor, int]
-
-FrameResampleOptions = tuple[
-    tuple[int, int],
-    Axis,
-    Axis,
-    tuple[float, float, float],
-    tuple[float, float, float],
-    tuple[int, int, int],
-]
+Address = int
 
 WITH_CUDA: bool
 OPENMP: bool
@@ -40,20 +29,37 @@ class GradientRows:
 
 def embedded_kernel_image(variant: str, architecture: int) -> bytes: ...
 def packed_embedded_launch(
-    variant: str, architecture: int, num_programs: int, arguments: tuple[Tensor | int | float, ...]
+    variant: str, architecture: int, num_programs: int, arguments: tuple[int | float, ...]
 ) -> tuple[int, int, int, list[bytes]]: ...
 def launch_embedded_kernel(
-    variant: str, architecture: int, num_programs: int, arguments: tuple[Tensor | int | float, ...], device: int
+    variant: str, architecture: int, num_programs: int, arguments: tuple[int | float, ...], device: int, stream: Address
 ) -> None: ...
 def cpu_capability() -> str: ...
-def bicubic_axis(in_size: int, out_size: int, taps_multiple: int) -> Axis: ...
+
+class AxisView:
+    def __init__(self, starts: Address, sizes: Address, weights: Address, taps: int, precision: int) -> None: ...
+
+class FrameArray:
+    def __init__(self, data: Address, shape: Sequence[int], strides: Sequence[int]) -> None: ...
+
+class FrameResampleParams:
+    def __init__(
+        self,
+        frames: FrameArray,
+        indices: Address,
+        num_frames: int,
+        axes: tuple[AxisView, AxisView],
+        size: tuple[int, int],
+        normalisation: tuple[Sequence[float], Sequence[float]],
+        patches: tuple[int, int, int],
+        output: tuple[Address, ElementType],
+    ) -> None: ...
+
+def bicubic_axis(in_size: int, out_size: int, taps_multiple: int) -> tuple[bytes, bytes, bytes, int, int]: ...
 def frame_resample_cpu_taps_multiple() -> int: ...
-def frame_resample(
-    frames: Tensor, frame_indices: Tensor | None, out: Tensor, options: FrameResampleOptions
-) -> None: ...
-def frame_resample_launch(
-    frames: Tensor, frame_indices: Tensor | None, out: Tensor, options: FrameResampleOptions, num_processors: int
-) -> tuple[bytes, bytes, int, int]: ...
+def frame_resample_cpu(params: FrameResampleParams, num_threads: int) -> None: ...
+def frame_resample_cuda(params: FrameResampleParams, device: int, stream: Address) -> None: ...
+def frame_resample_launch(params: FrameResampleParams, num_processors: int) -> tuple[bytes, bytes, int, int]: ...
 def policy_rows(
     rows: LogitRows,
     tokens: Sequence[int],
@@ -66,15 +72,26 @@ def logp_rows(rows: LogitRows, logps: int, entropy: int, normaliser: int, num_th
 def logp_rows_backward(
     rows: LogitRows, statistics: tuple[int, int], slopes: tuple[int, int], grad: GradientRows, num_threads: int
 ) -> None: ...
-def token_advantages(
-    rewards: Tensor,
-    segments: Tensor,
-    credit: Tensor,
-    group_ids: Tensor,
-    mask: Tensor,
+def token_advantages_cpu(
+    inputs: tuple[Address, Address, Address, Address, Address],
+    shape: tuple[int, int, int, int],
     normalization: int,
     eps: float,
-    advantages: Tensor,
+    advantages: Address,
+    num_threads: int,
 ) -> int: ...
-def token_resample(inputs: Tensor, out: Tensor, slices: Tensor, num_grid_rows: int, backward: bool) -> None: ...
-def token_resample_launch(inputs: Tensor, out: Tensor, slices: Tensor, backward: bool) -> bytes: ...
+
+class TokenResampleParams:
+    def __init__(
+        self,
+        source: Address,
+        out: Address,
+        slices: Address,
+        counts: tuple[int, int, int, int],
+        type: ElementType,
+        backward: bool,
+    ) -> None: ...
+
+def token_resample_cpu(params: TokenResampleParams, num_threads: int) -> None: ...
+def token_resample_cuda(params: TokenResampleParams, device: int, stream: Address) -> None: ...
+def token_resample_launch(params: TokenResampleParams) -> bytes: ...

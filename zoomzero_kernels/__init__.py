@@ -4,7 +4,7 @@ Every op lives in a module of its own name, registers itself with torch.library 
 plain-torch truth of the same name in ``zoomzero_kernels.reference``.
 """
 
-# build_info comes first: it checks that the running torch fits the native module before anything loads that module.
+# build_info comes first: it imports torch, whose libgomp the native module shares, and says so where none was built.
 from zoomzero_kernels.build_info import build_info  # isort: skip
 from zoomzero_kernels import reference
 from zoomzero_kernels.frame_resample import frame_resample

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, native
 from zoomzero_kernels.checks import require_cuda_build, values_are_checked
 
 # Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
@@ -237,11 +238,35 @@ def _checked_output(
     return frames.new_empty(shape, dtype=dtype)
 
 
+class AxisTables(NamedTuple):
+    """The weights of one axis on a device.
+
+    starts, sizes: int32 [out], the first input of each output and how many it sums.
+    weights: int16 [out, taps].
+    precision: weights are multiples of 2 ** -precision.
+    """
+
+    starts: Tensor
+    sizes: Tensor
+    weights: Tensor
+    precision: int
+
+
 @functools.cache  # unbounded: a captured CUDA graph reads the tables for as long as it lives
-def _axis(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> _C.Axis:
-    """The weight tables of one axis on a device: starts, sizes, weights, precision."""
-    starts, sizes, weights, precision = _C.bicubic_axis(in_size, out_size, taps_multiple)
-    return starts.to(device), sizes.to(device), weights.to(device), precision
+def axis_tables(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> AxisTables:
+    """The tables of one axis, their rows padded to a multiple of ``taps_multiple``."""
+    starts, sizes, weights, taps, precision = _C.bicubic_axis(in_size, out_size, taps_multiple)
+    return AxisTables(
+        torch.frombuffer(bytearray(starts), dtype=torch.int32).to(device),
+        torch.frombuffer(bytearray(sizes), dtype=torch.int32).to(device),
+        torch.frombuffer(bytearray(weights), dtype=torch.int16).view(-1, taps).to(device),
+        precision,
+    )
+
+
+def _axis_view(tables: AxisTables) -> _C.AxisView:
+    starts, sizes, weights, precision = tables
+    return _C.AxisView(starts.data_ptr(), sizes.data_ptr(), weights.data_ptr(), weights.shape[1], precision)
 
 
 def _checked_indices(frames: Tensor, frame_indices: Tensor | None) -> Tensor | None:
@@ -275,31 +300,53 @@ def _frame_resample(
     )
     require_cuda_build("frame_resample", frames.device)
     patches = (0, 1, 1) if layout == "tchw" else (patch_size, merge_size, temporal_patch_size)
-    taps_multiple = _C.frame_resample_cpu_taps_multiple() if frames.device.type == "cpu" else 1
-    options = native_options(frames, size, mean, std, patches, taps_multiple)
-    _C.frame_resample(frames, _checked_indices(frames, frame_indices), out, options)
+    indices = _checked_indices(frames, frame_indices)
+    if out.numel() == 0:
+        return out
+    params = native_params(frames, indices, out, size, mean, std, patches)
+    if frames.device.type == "cpu":
+        _C.frame_resample_cpu(params, torch.get_num_threads())
+    else:
+        with torch.cuda.device(frames.device):
+            _C.frame_resample_cuda(params, frames.device.index, native.stream(frames.device))
     return out
 
 
 _frame_resample.register_fake(_checked_output)
 
 
-def native_options(
+def native_params(
     frames: Tensor,
+    frame_indices: Tensor | None,
+    out: Tensor,
     size: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
     patches: tuple[int, int, int],
-    taps_multiple: int,
-) -> _C.FrameResampleOptions:
-    """The options as the native module takes them; ``patches`` is (ps, m, tp), ps = 0 for planes."""
+    taps_multiple: int | None = None,
+) -> _C.FrameResampleParams:
+    """Checked arguments as native code takes them.
+
+    ``patches`` is (ps, m, tp), ps = 0 for planes; ``taps_multiple`` is what the device wants unless given.
+    """
+    if taps_multiple is None:
+        taps_multiple = _C.frame_resample_cpu_taps_multiple() if frames.device.type == "cpu" else 1
+    num_frames = frames.shape[0] if frame_indices is None else frame_indices.shape[0]
     out_h, out_w = size
-    return (
+    return _C.FrameResampleParams(
+        _C.FrameArray(frames.data_ptr(), frames.shape, frames.stride()),
+        native.address(frame_indices, torch.int64, num_frames, frames.device),
+        num_frames,
+        (
+            _axis_view(axis_tables(frames.shape[1], out_h, frames.device, 1)),
+            _axis_view(axis_tables(frames.shape[2], out_w, frames.device, taps_multiple)),
+        ),
         (out_h, out_w),
-        _axis(frames.shape[2], out_w, frames.device, taps_multiple),
-        _axis(frames.shape[1], out_h, frames.device, 1),
         # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.
-        (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2])),
-        (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]),
+        (
+            tuple(1 / (255 * deviation) for deviation in std),
+            tuple(-centre / deviation for centre, deviation in zip(mean, std, strict=True)),
+        ),
         patches,
+        (native.address(out, out.dtype, out.numel(), frames.device), native.element_type(out)),
     )

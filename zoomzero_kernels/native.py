@@ -1,4 +1,4 @@
-"""What the native module is handed in place of tensors, since it knows no torch: addresses and element types."""
+"""What the native module is handed in place of tensors, since it knows no torch: addresses, element types, streams."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def address(tensor: Tensor | None, dtype: torch.dtype, count: int, device: torch
             "of zoomzero"
         )
     return tensor.data_ptr()
+
+
+def stream(device: torch.device) -> int:
+    """The handle of torch's current stream on a CUDA device."""
+    return torch.cuda.current_stream(device).cuda_stream

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, native
 from zoomzero_kernels.checks import check_device, check_mask, checked_mask, describe, values_are_checked
 from zoomzero_kernels.triton_kernels import launch
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
@@ -37,6 +37,31 @@ def _kernel_inputs(
     )
 
 
+def _native(
+    rewards: Tensor,
+    segments: Tensor,
+    credit: Tensor,
+    group_ids: Tensor,
+    mask: Tensor,
+    normalization: int,
+    eps: float,
+    advantages: Tensor,
+) -> int:
+    """Write the advantages on the CPU; a segment of a valid token that has no column in credit, or -1."""
+    batch, num_tokens = mask.shape
+    num_rewards, num_segments = credit.shape
+    addresses = (
+        native.address(rewards, torch.float64, batch * num_rewards, mask.device),
+        native.address(credit, torch.float64, num_rewards * num_segments, mask.device),
+        native.address(segments, torch.uint8, batch * num_tokens, mask.device),
+        native.address(mask, torch.bool, batch * num_tokens, mask.device),
+        native.address(group_ids, torch.int64, batch, mask.device),
+    )
+    shape = (batch, num_tokens, num_rewards, num_segments)
+    out = native.address(advantages, torch.float32, batch * num_tokens, mask.device)
+    return _C.token_advantages_cpu(addresses, shape, normalization, eps, out, torch.get_num_threads())
+
+
 @torch.library.custom_op("zoomzero::token_advantages", mutates_args=(), device_types="cpu")
 def _token_advantages(
     rewards: Tensor,
@@ -49,7 +74,7 @@ def _token_advantages(
 ) -> Tensor:
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
-    wrong = _C.token_advantages(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
+    wrong = _native(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
     if wrong >= 0:
         raise _segment_error(wrong, credit)
     return advantages

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, native
 from zoomzero_kernels.checks import require_cuda_build
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -139,8 +139,30 @@ def _resample(values: Tensor, from_sides: Tensor, to_sides: Tensor, *, backward:
     require_cuda_build("token_resample", values.device)
     table, num_out, num_grid_rows = _slice_table(from_sides, to_sides)
     out = values.new_empty(num_out, values.shape[1])
-    _C.token_resample(values.contiguous(), out, _table_on(table, values.device), num_grid_rows, backward)
+    source, slices = values.contiguous(), _table_on(table, values.device)
+    if out.numel() == 0:
+        return out
+    params = native_params(source, out, slices, num_grid_rows, backward=backward)
+    if values.device.type == "cpu":
+        _C.token_resample_cpu(params, torch.get_num_threads())
+    else:
+        with torch.cuda.device(values.device):
+            _C.token_resample_cuda(params, values.device.index, native.stream(values.device))
     return out
+
+
+def native_params(
+    source: Tensor, out: Tensor, slices: Tensor, num_grid_rows: int, *, backward: bool
+) -> _C.TokenResampleParams:
+    """Contiguous [n, D] to [m, D] of one dtype by a table of slices, all on one device, as native code takes them."""
+    return _C.TokenResampleParams(
+        native.address(source, out.dtype, source.numel(), out.device),
+        out.data_ptr(),
+        native.address(slices, torch.int64, slices.shape[0] * 7, out.device),
+        (slices.shape[0], out.shape[0], num_grid_rows, out.shape[1]),
+        native.element_type(out),
+        backward,
+    )
 
 
 @torch.library.custom_op("zoomzero::token_resample", mutates_args=())

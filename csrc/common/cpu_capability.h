@@ -1,10 +1,10 @@
 // The instruction set that the CPU kernels use, chosen once at run time, so that one build runs on any processor of its
 // architecture.
 //
-// Note [Instruction sets]: a rows.cpp is compiled once per instruction set, with that set's flags, and defines one table
-// of functions, named by ZOOMZERO_TABLE. The table for this processor is chosen at run time from ZOOMZERO_TABLES. Everything else in such a file
-// has internal linkage, and what it includes is inlined always: a function compiled with wide instructions must not be the
-// copy that the linker keeps for all.
+// Note [Instruction sets]: a rows.cpp is compiled once per instruction set, with that set's flags, and defines one
+// table of functions, named by ZOOMZERO_TABLE. The table for this processor is chosen at run time from ZOOMZERO_TABLES.
+// Everything else in such a file has internal linkage, and what it includes is inlined always: a function compiled with
+// wide instructions must not be the copy that the linker keeps for all.
 #pragma once
 
 #include <cstdint>

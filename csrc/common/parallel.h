@@ -21,8 +21,8 @@ inline constexpr bool kHasOpenMP = true;
 inline constexpr bool kHasOpenMP = false;
 #endif
 
-// function(begin, end) for ranges that cover [0, count), each on a thread of its own and no more threads than num_threads
-// or than ranges of `grain`. An exception of a range is thrown again here.
+// function(begin, end) for ranges that cover [0, count), each on a thread of its own and no more threads than
+// num_threads or than ranges of `grain`. An exception of a range is thrown again here.
 template <typename Function>
 void parallel_for(int64_t count, int64_t grain, [[maybe_unused]] int32_t num_threads, const Function& function) {
   if (count <= 0) return;
@@ -31,7 +31,7 @@ void parallel_for(int64_t count, int64_t grain, [[maybe_unused]] int32_t num_thr
   if (wanted > 1 && omp_in_parallel() == 0) {
     std::exception_ptr error;
     std::atomic_flag failed;
-#pragma omp parallel num_threads(static_cast <int>(wanted))
+#pragma omp parallel num_threads(static_cast<int>(wanted))
     {
       const int64_t team = omp_get_num_threads();
       const int64_t size = (count + team - 1) / team;

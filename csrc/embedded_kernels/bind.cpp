@@ -1,18 +1,16 @@
-// The embedded Triton kernels between Python and CUDA: packs arguments by the kernel's parameters and launches on torch's
-// current stream. Without CUDA the list of kernels is empty.
-#include <torch/csrc/utils/pybind.h>
+// The embedded Triton kernels between Python and CUDA: packs arguments by the kernel's parameters and launches on the
+// stream that Python gives. Without CUDA the list of kernels is empty.
 #include "bindings.h"
 
 #ifdef ZOOMZERO_EMBEDDED_KERNELS
-#include <ATen/core/Tensor.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <limits>
+#include <string>
 
+#include "common/addresses.h"
+#include "common/cuda.h"
 #include "embedded_kernels/op.h"
 #endif
 
@@ -25,7 +23,8 @@ const EmbeddedKernel& find(const std::string& variant, int32_t architecture) {
   for (const EmbeddedKernel& kernel : embedded_kernels()) {
     if (variant == kernel.variant && architecture == kernel.architecture) return kernel;
   }
-  throw pybind11::value_error("embedded_kernels: " + variant + " is not embedded for sm_" + std::to_string(architecture));
+  throw pybind11::value_error("embedded_kernels: " + variant + " is not embedded for sm_" +
+                              std::to_string(architecture) + "; choose one of EMBEDDED_KERNELS");
 }
 
 // A launch as CUDA takes it: values side by side, and their addresses.
@@ -45,18 +44,33 @@ void put(uint64_t& place, T value) {
 
 void put_argument(uint64_t& place, char letter, const pybind11::handle& argument) {
   switch (letter) {
-    case 'p': return put(place, argument.cast<at::Tensor>().data_ptr());
-    case 'i': return put(place, argument.cast<int32_t>());
-    case 'l': return put(place, argument.cast<int64_t>());
-    case 'f': return put(place, argument.cast<float>());
-    default: return put(place, argument.cast<double>());
+    case 'p':
+      return put(place, argument.cast<Address>());
+    case 'i':
+      return put(place, argument.cast<int32_t>());
+    case 'l':
+      return put(place, argument.cast<int64_t>());
+    case 'f':
+      return put(place, argument.cast<float>());
+    default:
+      return put(place, argument.cast<double>());
   }
 }
 
-// The grid is one-dimensional: a block a program.
+// The grid is one-dimensional: one block per program.
 PackedLaunch pack(const EmbeddedKernel& kernel, int64_t num_programs, const pybind11::tuple& arguments) {
-  TORCH_CHECK(num_programs > 0 && num_programs <= std::numeric_limits<int32_t>::max(),
-              "embedded_kernels: a launch must have 1 to 2^31 - 1 programs, got ", num_programs, "; split the batch");
+  if (num_programs <= 0 || num_programs > std::numeric_limits<int32_t>::max()) {
+    throw pybind11::value_error("embedded_kernels: a launch must have 1 to 2^31 - 1 programs, got " +
+                                std::to_string(num_programs) + "; split the batch");
+  }
+  const size_t num_wanted =
+      static_cast<size_t>(std::count_if(kernel.parameters, kernel.parameters + std::strlen(kernel.parameters),
+                                        [](char letter) { return letter != '0'; }));
+  if (arguments.size() != num_wanted) {
+    throw pybind11::value_error(std::string("embedded_kernels: ") + kernel.variant + " must be given " +
+                                std::to_string(num_wanted) + " arguments, got " + std::to_string(arguments.size()) +
+                                "; pass those of its launch unchanged");
+  }
   PackedLaunch launch;
   launch.num_programs = static_cast<uint32_t>(num_programs);
   launch.num_parameters = std::strlen(kernel.parameters);
@@ -64,22 +78,18 @@ PackedLaunch pack(const EmbeddedKernel& kernel, int64_t num_programs, const pybi
   for (size_t i = 0; i < launch.num_parameters; ++i) {
     launch.addresses[i] = &launch.values[i];
     if (kernel.parameters[i] == '0') continue;
-    TORCH_CHECK(taken < arguments.size(), "embedded_kernels: ", kernel.variant, " takes more arguments than the ",
-                arguments.size(), " given");
     put_argument(launch.values[i], kernel.parameters[i], arguments[taken++]);
   }
-  TORCH_CHECK(taken == arguments.size(), "embedded_kernels: ", kernel.variant, " takes ", taken, " arguments, got ",
-              arguments.size());
   return launch;
 }
 
 void launch(const std::string& variant, int32_t architecture, int64_t num_programs, const pybind11::tuple& arguments,
-            int32_t device) {
+            int32_t device, Address stream) {
   const EmbeddedKernel& kernel = find(variant, architecture);
   PackedLaunch packed = pack(kernel, num_programs, arguments);
-  const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
-  C10_CUDA_CHECK(launch_embedded_kernel(kernel, packed.num_programs, packed.addresses.data(),
-                                        c10::cuda::getCurrentCUDAStream().stream()));
+  check_cuda(cudaSetDevice(device), kernel.variant);
+  check_cuda(launch_embedded_kernel(kernel, packed.num_programs, packed.addresses.data(), stream_at(stream)),
+             kernel.variant);
 }
 
 // What `launch` would hand to CUDA: blocks, threads of a block, shared bytes, and the bytes of each parameter.

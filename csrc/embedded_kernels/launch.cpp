@@ -1,13 +1,13 @@
-#include "embedded_kernels/op.h"
-
 #include <mutex>
 #include <vector>
+
+#include "embedded_kernels/op.h"
 
 namespace zoomzero {
 namespace {
 
-// Handles by place in embedded_kernels(), nullptr until the first launch. They live until the process ends: unloading them
-// while the driver shuts down would fail.
+// Handles by place in embedded_kernels(), nullptr until the first launch. They live until the process ends: unloading
+// them while the driver shuts down would fail.
 struct LoadedKernels {
   std::mutex mutex;
   std::vector<cudaKernel_t> handles = std::vector<cudaKernel_t>(embedded_kernels().size());

@@ -1,5 +1,6 @@
 // Machine code of the Triton kernels, made when zoomzero was built, and its launch: no Triton and no compilation at run
-// time. What is embedded comes from zoomzero_kernels/triton_kernels/variants.py by way of build_backend/embed_kernels.py.
+// time. What is embedded comes from zoomzero_kernels/triton_kernels/variants.py by way of
+// build_backend/embed_kernels.py.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,14 +1,18 @@
 // frame_resample on the CPU: driver of the row kernels.
 //
 // Problem: bicubic resize of uint8 RGB frames (horizontal pass, then vertical, both rounded to uint8), normalise, patch
-// order. Parallelisation: the caller splits the list of (temporal patch, band of output rows) among threads, which walk
-// their items in order. Memory traffic: every source row is read once a thread, every output element written once.
+// order. Parallelisation: the list of (temporal patch, band of output rows) is split among threads, which walk their
+// items in order. Memory traffic: every source row is read once a thread, every output element written once.
 // Between the passes a ring for each frame holds the horizontally resized source rows that the current band needs; rows
 // shared with the next band stay.
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
+#include "common/copy_out.h"
+#include "common/cpu_capability.h"
+#include "common/huge_pages.h"
+#include "common/parallel.h"
 #include "frame_resample/op.h"
 #include "frame_resample/rows.h"
 
@@ -17,9 +21,6 @@ namespace {
 
 // Rows of a band in the planar layout, where nothing in the layout dictates one.
 constexpr int32_t kPlanarBandRows = 16;
-// Outputs larger than this leave the caches before anyone reads them: written past the caches, they need not be read
-// first.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 struct RowRange {
   int32_t begin, end;
@@ -36,7 +37,17 @@ int64_t frames_in_item(const FrameResampleParams& p) {
   return p.patches.patch_size == 0 ? 1 : p.patches.temporal_patch_size;
 }
 
-int64_t element_bytes(const FrameResampleParams& p) { return p.type == PixelType::kFloat32 ? 4 : 2; }
+int64_t element_bytes(const FrameResampleParams& p) { return bytes_of(p.type); }
+
+int64_t output_bytes(const FrameResampleParams& p) {
+  const int64_t slots = (p.num_frames + frames_in_item(p) - 1) / frames_in_item(p) * frames_in_item(p);
+  return kChannels * int64_t{p.out_h} * p.out_w * slots * element_bytes(p);
+}
+
+const RowKernels& row_kernels() {
+  static constexpr const RowKernels* kTables[] = ZOOMZERO_TABLES(kRowKernels);
+  return *kTables[static_cast<int32_t>(cpu_capability())];
+}
 
 // Source rows that a band needs.
 RowRange source_rows(const FrameResampleParams& p, int32_t band) {
@@ -146,9 +157,7 @@ class BandWorker {
     const int64_t ps = p.patches.patch_size;
     const int64_t elements = ps == 0 ? p.out_w : frames_in_item(p) * ps * ps;
     line_.resize(kChannels * elements * element_bytes(p) + kRowSlack);
-    int64_t elements_out = kChannels * int64_t{p.out_h} * p.out_w;
-    elements_out *= (p.num_frames + frames_in_item(p) - 1) / frames_in_item(p) * frames_in_item(p);
-    stream_ = elements_out * element_bytes(p) >= kStreamBytes;
+    stream_ = output_bytes(p) >= kStreamBytes;
   }
 
   void process(int64_t item) {
@@ -176,7 +185,7 @@ class BandWorker {
       kernels_.normalise(rgb, {ps, ps, scratch_row_bytes(p_), tp * ps * ps}, p_, out);
     }
     const int64_t first = output_run(p_, first_slot, y, x).first;
-    kernels_.copy_out(output(first), line_.data(), kChannels * tp * ps * ps * element_bytes(p_), stream_);
+    copy_out_(output(first), line_.data(), kChannels * tp * ps * ps * element_bytes(p_), stream_);
   }
 
   void store_planar_row(int64_t slot, int32_t y, int32_t row_in_band) {
@@ -185,7 +194,7 @@ class BandWorker {
     const OutputRun run = output_run(p_, slot, y, 0);
     const int64_t row_bytes = p_.out_w * element_bytes(p_);
     for (int32_t c = 0; c < kChannels; ++c) {
-      kernels_.copy_out(output(run.first + c * run.channel_stride), line_.data() + c * row_bytes, row_bytes, stream_);
+      copy_out_(output(run.first + c * run.channel_stride), line_.data() + c * row_bytes, row_bytes, stream_);
     }
   }
 
@@ -193,6 +202,7 @@ class BandWorker {
 
   const FrameResampleParams& p_;
   const RowKernels& kernels_;
+  CopyOut copy_out_ = copy_out_function();
   int64_t band_bytes_;
   bool stream_ = false;
   std::vector<FrameRows> frames_;
@@ -200,17 +210,21 @@ class BandWorker {
   std::vector<uint8_t> line_;      // normalised elements in output order, of one patch or of one row
 };
 
-}  // namespace
-
+// A work item is one band of output rows (a row of patches) of the frames of one temporal patch.
 int64_t num_work_items(const FrameResampleParams& p) {
   return (p.num_frames + frames_in_item(p) - 1) / frames_in_item(p) * num_bands(p);
 }
 
+}  // namespace
+
 int32_t frame_resample_cpu_taps_multiple() { return row_kernels().taps_multiple; }
 
-void frame_resample_cpu(const FrameResampleParams& p, int64_t begin_item, int64_t end_item) {
-  BandWorker worker(p, row_kernels());
-  for (int64_t item = begin_item; item < end_item; ++item) worker.process(item);
+void frame_resample_cpu(const FrameResampleParams& p, int32_t num_threads) {
+  advise_huge_pages(p.output, static_cast<size_t>(output_bytes(p)));
+  parallel_for(num_work_items(p), 1, num_threads, [&p](int64_t begin, int64_t end) {
+    BandWorker worker(p, row_kernels());
+    for (int64_t item = begin; item < end; ++item) worker.process(item);
+  });
 }
 
 }  // namespace zoomzero

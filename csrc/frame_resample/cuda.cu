@@ -43,7 +43,8 @@ struct Strip {
   int x0, columns;       // output columns
   int source_x, source_columns;
   bool packed;  // pixels are three adjacent bytes
-  bool exists;  // the frame's index is one of the source; otherwise its output is NaN, as a read elsewhere would hide it
+  bool
+      exists;  // the frame's index is one of the source; otherwise its output is NaN, as a read elsewhere would hide it
 };
 
 // Bytes between a staged row's 16-byte aligned start and its first pixel.
@@ -217,11 +218,11 @@ cudaError_t launch_as(const FrameResampleParams& p, const FrameResampleLaunch& l
 
 cudaError_t frame_resample_cuda(const FrameResampleParams& p, const FrameResampleLaunch& launch, cudaStream_t stream) {
   switch (p.type) {
-    case PixelType::kFloat32:
+    case ElementType::kFloat32:
       return launch_as<float>(p, launch, stream);
-    case PixelType::kBFloat16:
+    case ElementType::kBFloat16:
       return launch_as<__nv_bfloat16>(p, launch, stream);
-    case PixelType::kFloat16:
+    case ElementType::kFloat16:
       return launch_as<__half>(p, launch, stream);
   }
   return cudaErrorInvalidValue;

@@ -1,8 +1,9 @@
-// frame_resample: uint8 video frames -> normalised model inputs in one pass. Parameters and launchers, free of torch.
+// frame_resample: uint8 video frames -> normalised model inputs in one pass. Parameters and launchers.
 #pragma once
 
 #include <cstdint>
 
+#include "common/element_type.h"
 #include "frame_resample/bicubic_axis.h"
 
 #if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
@@ -16,8 +17,6 @@
 #endif
 
 namespace zoomzero {
-
-enum class PixelType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 constexpr int32_t kChannels = 3;
 
@@ -44,7 +43,7 @@ struct FrameResampleParams {
   float scale[kChannels];  // output = value * scale + shift, one rounding (fused multiply-add)
   float shift[kChannels];
   PatchLayout patches;
-  PixelType type;
+  ElementType type;
   void* output;  // contiguous
 };
 
@@ -68,9 +67,7 @@ ZOOMZERO_HOST_DEVICE inline OutputRun output_run(const FrameResampleParams& p, i
   return {row * kChannels * tp * ps * ps + in_row, tp * ps * ps};
 }
 
-// CPU: a work item is one band of output rows (a row of patches) of the frames of one temporal patch.
-int64_t num_work_items(const FrameResampleParams& p);
-void frame_resample_cpu(const FrameResampleParams& p, int64_t begin_item, int64_t end_item);
+void frame_resample_cpu(const FrameResampleParams& p, int32_t num_threads);
 
 // The taps multiple that `horizontal` must be built with for the CPU; everything else takes 1.
 int32_t frame_resample_cpu_taps_multiple();

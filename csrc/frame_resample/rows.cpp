@@ -6,7 +6,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/cpu_capability.h"
 #include "common/half_types.h"
 
 namespace zoomzero {
@@ -62,33 +61,17 @@ void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResamp
 
 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   switch (p.type) {
-    case PixelType::kFloat32:
+    case ElementType::kFloat32:
       return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case PixelType::kBFloat16:
+    case ElementType::kBFloat16:
       return normalise_as(rgb, block, p, static_cast<BFloat16Bits*>(out));
-    case PixelType::kFloat16:
+    case ElementType::kFloat16:
       return normalise_as(rgb, block, p, static_cast<Float16Bits*>(out));
   }
 }
 
-void copy_out(void* out, const void* source, int64_t num_bytes, bool) { std::memcpy(out, source, num_bytes); }
-
 }  // namespace
 
-const RowKernels kScalarRows = {1, horizontal, vertical, normalise, copy_out};
-
-const RowKernels& row_kernels() {
-#ifdef __x86_64__
-  switch (cpu_capability()) {
-    case CpuCapability::kAvx512:
-      return kAvx512Rows;
-    case CpuCapability::kAvx2:
-      return kAvx2Rows;
-    case CpuCapability::kDefault:
-      break;
-  }
-#endif
-  return kScalarRows;
-}
+const RowKernels kRowKernelsDefault = {1, horizontal, vertical, normalise};
 
 }  // namespace zoomzero

@@ -34,17 +34,8 @@ struct RowKernels {
   // rgb -> normalised elements of type p.type, planes [3][rows, columns] at `out`. May write kRowSlack bytes past the
   // end.
   void (*normalise)(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out);
-  // memcpy; `stream`: past the caches, for outputs that will have left them before they are read.
-  void (*copy_out)(void* out, const void* source, int64_t num_bytes, bool stream);
 };
 
-extern const RowKernels kScalarRows;
-#ifdef __x86_64__
-extern const RowKernels kAvx2Rows;
-extern const RowKernels kAvx512Rows;
-#endif
-
-// Those of cpu_capability().
-const RowKernels& row_kernels();
+extern const RowKernels kRowKernelsDefault, kRowKernelsAvx2, kRowKernelsAvx512;
 
 }  // namespace zoomzero

@@ -161,37 +161,18 @@ ZOOMZERO_AVX2 void normalise_as(const uint8_t* rgb, const PixelBlock& block, con
 
 ZOOMZERO_AVX2 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   switch (p.type) {
-    case PixelType::kFloat32:
+    case ElementType::kFloat32:
       return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case PixelType::kBFloat16:
+    case ElementType::kBFloat16:
       return normalise_as(rgb, block, p, static_cast<BFloat16*>(out));
-    case PixelType::kFloat16:
+    case ElementType::kFloat16:
       return normalise_as(rgb, block, p, static_cast<Float16*>(out));
   }
 }
 
-ZOOMZERO_AVX2 void copy_out(void* out, const void* source, int64_t num_bytes, bool stream) {
-  uint8_t* to = static_cast<uint8_t*>(out);
-  const uint8_t* from = static_cast<const uint8_t*>(source);
-  if (stream) {
-    // Up to the first whole cache line, then whole lines past the caches, then the rest.
-    const int64_t head = std::min<int64_t>(-reinterpret_cast<intptr_t>(to) & 63, num_bytes);
-    std::memcpy(to, from, head);
-    to += head, from += head, num_bytes -= head;
-    for (; num_bytes >= 64; to += 64, from += 64, num_bytes -= 64) {
-      const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-      const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32));
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to), low);
-      _mm256_stream_si256(reinterpret_cast<__m256i*>(to + 32), high);
-    }
-    _mm_sfence();
-  }
-  std::memcpy(to, from, num_bytes);
-}
-
 }  // namespace
 
-const RowKernels kAvx2Rows = {4, horizontal, vertical, normalise, copy_out};
+const RowKernels kRowKernelsAvx2 = {4, horizontal, vertical, normalise};
 
 }  // namespace zoomzero
 #endif

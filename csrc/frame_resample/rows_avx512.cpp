@@ -163,34 +163,18 @@ ZOOMZERO_AVX512 void normalise_as(const uint8_t* rgb, const PixelBlock& block, c
 
 ZOOMZERO_AVX512 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   switch (p.type) {
-    case PixelType::kFloat32:
+    case ElementType::kFloat32:
       return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case PixelType::kBFloat16:
+    case ElementType::kBFloat16:
       return normalise_as(rgb, block, p, static_cast<BFloat16*>(out));
-    case PixelType::kFloat16:
+    case ElementType::kFloat16:
       return normalise_as(rgb, block, p, static_cast<Float16*>(out));
   }
 }
 
-ZOOMZERO_AVX512 void copy_out(void* out, const void* source, int64_t num_bytes, bool stream) {
-  uint8_t* to = static_cast<uint8_t*>(out);
-  const uint8_t* from = static_cast<const uint8_t*>(source);
-  if (stream) {
-    // Up to the first whole cache line, then whole lines past the caches, then the rest.
-    const int64_t head = std::min<int64_t>(-reinterpret_cast<intptr_t>(to) & 63, num_bytes);
-    std::memcpy(to, from, head);
-    to += head, from += head, num_bytes -= head;
-    for (; num_bytes >= 64; to += 64, from += 64, num_bytes -= 64) {
-      _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
-    }
-    _mm_sfence();
-  }
-  std::memcpy(to, from, num_bytes);
-}
-
 }  // namespace
 
-const RowKernels kAvx512Rows = {4, horizontal, vertical, normalise, copy_out};
+const RowKernels kRowKernelsAvx512 = {4, horizontal, vertical, normalise};
 
 }  // namespace zoomzero
 #endif

@@ -3,12 +3,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "policy_rows/op.h"
-
 #include "common/cpu_capability.h"
 #include "common/half_types.h"
 #include "common/huge_pages.h"
 #include "common/parallel.h"
+#include "policy_rows/op.h"
 #include "policy_rows/rows.h"
 
 namespace zoomzero {
@@ -43,7 +42,8 @@ RowStatistics statistics_of(const LogitRows& rows, const RowMath& math, int64_t 
 // z of one element, in float64.
 double scaled_logit(const void* row, ElementType type, int64_t index, float inv_temperature) {
   switch (type) {
-    case ElementType::kFloat32: return static_cast<double>(static_cast<const float*>(row)[index]) * inv_temperature;
+    case ElementType::kFloat32:
+      return static_cast<double>(static_cast<const float*>(row)[index]) * inv_temperature;
     case ElementType::kBFloat16:
       return static_cast<double>(to_float(static_cast<const BFloat16Bits*>(row)[index])) * inv_temperature;
     case ElementType::kFloat16:
@@ -98,7 +98,8 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
 
 // A fresh gradient: its page faults would cost more than the arithmetic.
 void advise_gradient(const GradientRows& grad, const LogitRows& rows) {
-  const bool contiguous = grad.stride_token == rows.vocab_size && grad.stride_sequence == rows.num_tokens * rows.vocab_size;
+  const bool contiguous =
+      grad.stride_token == rows.vocab_size && grad.stride_sequence == rows.num_tokens * rows.vocab_size;
   if (grad.data == nullptr || grad.data == rows.logits || !contiguous) return;
   advise_huge_pages(grad.data, static_cast<size_t>(num_rows(rows) * rows.vocab_size * bytes_of(rows.type)));
 }
@@ -121,8 +122,7 @@ void policy_row(const PolicyRows& p, const RowMath& math, int64_t row) {
   const double slope = terms.derivative * p.weights[row];
   // Nothing to learn from this token: clipped, or no advantage. A row of NaN still shows in the loss of the token.
   if (slope == 0) return clear_row(p.grad, p.rows, row);
-  const RowGradient gradient{p.rows.vocab_size,      p.rows.inv_temperature, statistics,
-                             p.rows.token_ids[row], slope,                  0.0};
+  const RowGradient gradient{p.rows.vocab_size, p.rows.inv_temperature, statistics, p.rows.token_ids[row], slope, 0.0};
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
 }
 
@@ -140,8 +140,8 @@ void logp_row_backward(const LogpRowsBackward& p, const RowMath& math, int64_t r
   const double entropy_slope = p.rows.mask[row] && p.grad_entropy != nullptr ? p.grad_entropy[row] : 0.0;
   if (slope == 0 && entropy_slope == 0) return clear_row(p.grad, p.rows, row);
   const RowStatistics statistics{p.normaliser[2 * row], p.normaliser[2 * row + 1], p.entropy[row]};
-  const RowGradient gradient{p.rows.vocab_size,      p.rows.inv_temperature, statistics,
-                             p.rows.token_ids[row], slope,                  entropy_slope};
+  const RowGradient gradient{p.rows.vocab_size, p.rows.inv_temperature, statistics, p.rows.token_ids[row], slope,
+                             entropy_slope};
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
 }
 

@@ -1,8 +1,8 @@
 // The pass over rows of logits of the policy losses: parameters and entry points, raw pointers only.
 //
-// Problem: for each valid token of [B, T], statistics of its row of V logits, the terms of the clipped policy loss, and the
-// gradient of the logits. Parallelisation: rows are independent, threads take them one by one, since masked rows cost
-// nothing. Memory traffic: one read and one write of the valid rows; masked rows are only written, with zeros.
+// Problem: for each valid token of [B, T], statistics of its row of V logits, the terms of the clipped policy loss, and
+// the gradient of the logits. Parallelisation: rows are independent, threads take them one by one, since masked rows
+// cost nothing. Memory traffic: one read and one write of the valid rows; masked rows are only written, with zeros.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,9 @@ namespace zoomzero {
 struct LogitRows {
   const void* logits;  // [B, T, V], last stride 1
   ElementType type;
-  int64_t num_sequences;  // B
-  int64_t num_tokens;     // T
-  int64_t vocab_size;     // V
+  int64_t num_sequences;    // B
+  int64_t num_tokens;       // T
+  int64_t vocab_size;       // V
   int64_t stride_sequence;  // in elements
   int64_t stride_token;
   const int64_t* token_ids;  // [B, T], as all that follow

@@ -1,14 +1,16 @@
 // Maths over one row of logits with compiler vectors, compiled once per instruction set: see Note [Instruction sets] in
 // cpu_capability.h.
 //
-// Problem: log-sum-exp and entropy of up to 262,144 logits, then their softmax times a number. Memory traffic: the first
-// pass reads the row from memory, the second finds it in the L2 cache (a float32 row of 152k logits is 600 kB) and writes
-// the gradient. Blocks of 1,024 logits stay in registers and the L1 cache between the search for the maximum and the sum.
+// Problem: log-sum-exp and entropy of up to 262,144 logits, then their softmax times a number. Memory traffic: the
+// first pass reads the row from memory, the second finds it in the L2 cache (a float32 row of 152k logits is 600 kB)
+// and writes the gradient. Blocks of 1,024 logits stay in registers and the L1 cache between the search for the maximum
+// and the sum.
+#include "policy_rows/rows.h"
+
 #include <cstring>
 
 #include "common/cpu_capability.h"
 #include "common/half_types.h"
-#include "policy_rows/rows.h"
 
 namespace zoomzero {
 namespace {
@@ -37,8 +39,8 @@ inline Floats at_least(Floats limit, Floats value) { return limit > value ? limi
 // Differences below this have an exp of 0: 2^-127 leaves an exponent of zero bits.
 constexpr float kLowestDifference = -127.0f * 0.693147180559945309f;
 
-// exp of values from kLowestDifference to just above 0, or NaN: x = (n + f) ln 2 with |f| <= 1/2, and 2^f by the degree-5
-// polynomial that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
+// exp of values from kLowestDifference to just above 0, or NaN: x = (n + f) ln 2 with |f| <= 1/2, and 2^f by the
+// degree-5 polynomial that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
 inline Floats exp_of_difference(Floats x) {
   constexpr float kLog2E = 1.44269504088896341f;
   // 1.5 * 2^23 + 127: adding it rounds to an integer, kept with the exponent's bias in the low mantissa bits.

@@ -1,9 +1,10 @@
-// token_advantages: parameters and entry points, raw pointers only.
+// token_advantages: parameters and entry point.
 //
-// Problem: advantages [B, T] from rewards [B, R], credit [R, S], segments [B, T] and groups of responses. The reward of a
-// token depends on its response and segment alone, so the statistics of a group follow from the counts of valid tokens by
-// response and segment. Parallelisation: counting and writing over responses; the statistics of groups are small.
-// Memory traffic: mask and segments are read twice (2 bytes a token each time), advantages written once (4 bytes).
+// Problem: advantages [B, T] from rewards [B, R], credit [R, S], segments [B, T] and groups of responses. The reward of
+// a token depends on its response and segment alone, so the statistics of a group follow from the counts of valid
+// tokens by response and segment. Parallelisation: counting and writing over responses; the statistics of groups are
+// small. Memory traffic: mask and segments are read twice (2 bytes a token each time), advantages written once (4
+// bytes).
 #pragma once
 
 #include <cstdint>
@@ -23,18 +24,11 @@ struct TokenAdvantages {
   int64_t num_segments;     // S, at most 256
   Normalization normalization;
   double eps;
-  const int64_t* members;  // [B] responses ordered by group
-  double* counts;          // [B, S] scratch: valid tokens by response and segment
-  double* table;           // [B, S] scratch: value, then advantage, by response and segment
-  float* advantages;       // [B, T] output
+  const int64_t* group_ids;  // [B], any values in any order
+  float* advantages;         // [B, T] output
 };
 
-// Counts the valid tokens of a response; returns a segment >= S if it meets one, else -1.
-int32_t count_segments_cpu(const TokenAdvantages& params, int64_t response);
-
-// Fills the table for the group whose members are members[first .. last).
-void standardise_group_cpu(const TokenAdvantages& params, int64_t first, int64_t last);
-
-void write_advantages_cpu(const TokenAdvantages& params, int64_t response);
+// Writes the advantages, or returns a segment of a valid token that is >= S, if there is one; else -1.
+int32_t token_advantages_cpu(const TokenAdvantages& params, int32_t num_threads);
 
 }  // namespace zoomzero

@@ -1,28 +1,18 @@
-// token_resample on the CPU: picks the loops compiled for this processor.
+// token_resample on the CPU: splits the rows of all output grids among threads.
 #include "common/cpu_capability.h"
+#include "common/huge_pages.h"
+#include "common/parallel.h"
 #include "token_resample/op.h"
+#include "token_resample/rows.h"
 
 namespace zoomzero {
-namespace {
 
-const TokenRows& token_rows() {
-#ifdef __x86_64__
-  switch (cpu_capability()) {
-    case CpuCapability::kAvx512:
-      return kTokenRowsAvx512;
-    case CpuCapability::kAvx2:
-      return kTokenRowsAvx2;
-    case CpuCapability::kDefault:
-      break;
-  }
-#endif
-  return kTokenRowsDefault;
-}
-
-}  // namespace
-
-void token_resample_cpu(const TokenResampleParams& p, int64_t begin_item, int64_t end_item) {
-  token_rows().resample[static_cast<int32_t>(p.type)](p, begin_item, end_item);
+void token_resample_cpu(const TokenResampleParams& p, int32_t num_threads) {
+  static constexpr const TokenRows* kTables[] = ZOOMZERO_TABLES(kTokenRows);
+  const auto resample = kTables[static_cast<int32_t>(cpu_capability())]->resample[static_cast<int32_t>(p.type)];
+  const CopyOut copy_out = copy_out_function();
+  advise_huge_pages(p.out, static_cast<size_t>(p.num_out * p.dim * bytes_of(p.type)));
+  parallel_for(p.num_grid_rows, 1, num_threads, [&](int64_t begin, int64_t end) { resample(p, copy_out, begin, end); });
 }
 
 }  // namespace zoomzero

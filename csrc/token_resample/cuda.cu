@@ -88,11 +88,11 @@ cudaError_t launch_as(const TokenResampleParams& p, cudaStream_t stream) {
 
 cudaError_t token_resample_cuda(const TokenResampleParams& p, cudaStream_t stream) {
   switch (p.type) {
-    case TokenType::kFloat32:
+    case ElementType::kFloat32:
       return launch_as<float>(p, stream);
-    case TokenType::kBFloat16:
+    case ElementType::kBFloat16:
       return launch_as<__nv_bfloat16>(p, stream);
-    case TokenType::kFloat16:
+    case ElementType::kFloat16:
       return launch_as<__half>(p, stream);
   }
   return cudaErrorInvalidValue;

@@ -1,7 +1,9 @@
-// token_resample: exact-area averaging of visual tokens to a grid of another size, slice by slice. Free of torch.
+// token_resample: exact-area averaging of visual tokens to a grid of another size, slice by slice.
 #pragma once
 
 #include <cstdint>
+
+#include "common/element_type.h"
 
 #if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
 #include <cuda_runtime_api.h>
@@ -14,9 +16,6 @@
 #endif
 
 namespace zoomzero {
-
-enum class TokenType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-inline constexpr int32_t kNumTokenTypes = 3;
 
 // One temporal slice: a grid of in_h x in_w tokens from row first_in on, and what it becomes.
 struct TokenSlice {
@@ -33,10 +32,11 @@ struct TokenResampleParams {
   void* out;                 // [sum(out_h * out_w), dim]
   const TokenSlice* slices;  // [num_slices]
   int64_t num_slices;
-  int64_t num_out;  // sum(out_h * out_w)
+  int64_t num_out;        // sum(out_h * out_w)
+  int64_t num_grid_rows;  // sum(out_h)
   int64_t dim;
   bool backward;
-  TokenType type;
+  ElementType type;
 };
 
 // Cells of the axis with `in` cells that cell i of the axis with `out` cells covers, in whole or in part: [first, end).
@@ -55,19 +55,7 @@ ZOOMZERO_CELLS inline int64_t overlap(int64_t i, int64_t out, int64_t j, int64_t
   return (end_i < end_j ? end_i : end_j) - begin;
 }
 
-// CPU: a work item is one row of an output grid, counted over all slices.
-void token_resample_cpu(const TokenResampleParams& p, int64_t begin_item, int64_t end_item);
-
-// One table of functions an instruction set, all compiled from rows.inl.
-struct TokenRows {
-  void (*resample[kNumTokenTypes])(const TokenResampleParams&, int64_t begin_item, int64_t end_item);
-};
-
-extern const TokenRows kTokenRowsDefault;
-#ifdef __x86_64__
-extern const TokenRows kTokenRowsAvx2;
-extern const TokenRows kTokenRowsAvx512;
-#endif
+void token_resample_cpu(const TokenResampleParams& p, int32_t num_threads);
 
 #if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
 // All pointers in device memory. Launches on `stream` and returns the launch's status; nothing waits.

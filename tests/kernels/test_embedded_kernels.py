@@ -85,7 +85,7 @@ def run_ptx(ptxhost: ModuleType, expected: Expected, architecture: int, order: i
     compiled = compile_variant(variant, architecture)
     assert compiled.asm["cubin"] == _C.embedded_kernel_image(variant.name, architecture)
     blocks, threads, shared_bytes, parameters = _C.packed_embedded_launch(
-        variant.name, architecture, expected.launch.num_programs, arguments
+        variant.name, architecture, expected.launch.num_programs, expected.launch.plain_arguments()
     )
     tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
     module = ptxhost.PtxModule(compiled.asm["ptx"])
@@ -115,17 +115,18 @@ def test_embedded_ptx_computes(ptxhost: ModuleType, no_line_info: None, architec
 
 @needs_embedded
 def test_a_wrong_launch_is_an_error() -> None:
-    right = next(all_launches()).launch
-    name, architecture = right.variant.name, ARCHITECTURES[0]
+    expected = next(all_launches())  # holds the tensors at whose addresses the arguments point
+    arguments = expected.launch.plain_arguments()
+    name, architecture = expected.launch.variant.name, ARCHITECTURES[0]
     with pytest.raises(ValueError, match="nothing is not embedded for sm_80"):
-        _C.packed_embedded_launch("nothing", 80, 1, right.arguments)
-    with pytest.raises(RuntimeError, match="takes more arguments than the 3 given"):
-        _C.packed_embedded_launch(name, architecture, 1, right.arguments[:3])
-    with pytest.raises(RuntimeError, match=r"takes \d+ arguments, got"):
-        _C.packed_embedded_launch(name, architecture, 1, (*right.arguments, 1))
+        _C.packed_embedded_launch("nothing", 80, 1, arguments)
+    with pytest.raises(ValueError, match=r"must be given \d+ arguments, got 3; pass"):
+        _C.packed_embedded_launch(name, architecture, 1, arguments[:3])
+    with pytest.raises(ValueError, match=rf"must be given {len(arguments)} arguments, got {len(arguments) + 1};"):
+        _C.packed_embedded_launch(name, architecture, 1, (*arguments, 1))
     for count in (0, 2**31):
-        with pytest.raises(RuntimeError, match="must have 1 to 2\\^31 - 1 programs"):
-            _C.packed_embedded_launch(name, architecture, count, right.arguments)
+        with pytest.raises(ValueError, match="must have 1 to 2\\^31 - 1 programs"):
+            _C.packed_embedded_launch(name, architecture, count, arguments)
 
 
 class TestDispatch:

@@ -257,19 +257,19 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
 def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor | None, **options: Any) -> Tensor:
     """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
     from zoomzero_kernels import _C
-    from zoomzero_kernels.frame_resample import native_options
+    from zoomzero_kernels.frame_resample import axis_tables, native_params
 
-    layout, patches = options["layout"], (14, 2, 2)
+    layout, size = options["layout"], options["size"]
     expected = frame_resample(frames, indices, **options)
     out = torch.full_like(expected, float("nan"))
-    native = native_options(
-        frames, options["size"], options["mean"], options["std"], (0, 1, 1) if layout == "tchw" else patches, 1
-    )
-    params, launch, blocks, shared_bytes = _C.frame_resample_launch(frames, indices, out, native, 1)
+    patches = (0, 1, 1) if layout == "tchw" else (14, 2, 2)
+    native = native_params(frames, indices, out, size, options["mean"], options["std"], patches, 1)
+    params, launch, blocks, shared_bytes = _C.frame_resample_launch(native, 1)
     assert shared_bytes > 0
     marker = {torch.float32: "IfE", torch.bfloat16: "I13__nv_bfloat16E", torch.float16: "I6__halfE"}[out.dtype]
     (name,) = [name for name in module.kernels if marker in name]
-    tables = [table for axis in native[1:3] for table in axis[:3]]
+    sides = zip(frames.shape[1:3], size, strict=True)
+    tables = [table for side in sides for table in axis_tables(*side, frames.device, 1)[:3]]
     extra = [frames, out, *tables, *([] if indices is None else [indices])]
     module.launch(name, blocks, 256, [params, launch], smem=shared_bytes, order=order, extra=extra)
     return out

@@ -189,7 +189,7 @@ def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -
 def test_compiled_kernel(
     kernel: Any, order: int, grid: list[list[int]], target: list[list[int]], dtype: torch.dtype, width: int
 ) -> None:
-    from zoomzero_kernels.token_resample import _slice_sides, _slice_table
+    from zoomzero_kernels.token_resample import _slice_sides, _slice_table, native_params
 
     tokens, grid_thw, target_hw = make_case(grid, target, width, dtype)
     source, targets = _slice_sides(tokens.shape[0], grid_thw, target_hw)
@@ -200,8 +200,10 @@ def test_compiled_kernel(
     for backward, values, sides in ((False, tokens, (source, targets)), (True, grad, (targets, source))):
         table, num_out, num_grid_rows = _slice_table(*sides)
         on_cpu = torch.empty(num_out, width, dtype=dtype)
-        _C.token_resample(values, on_cpu, table, num_grid_rows, backward)
+        params = native_params(values, on_cpu, table, num_grid_rows, backward=backward)
+        _C.token_resample_cpu(params, 1)
         out = torch.full_like(on_cpu, float("nan"))
-        params = _C.token_resample_launch(values, out, table, backward)
-        kernel.launch(name, num_out, 128, [params], order=order, extra=[values, out, table])
+        params = native_params(values, out, table, num_grid_rows, backward=backward)
+        launched = _C.token_resample_launch(params)
+        kernel.launch(name, num_out, 128, [launched], order=order, extra=[values, out, table])
         torch.testing.assert_close(out, on_cpu)

@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         launch = expected.launch
         packed = SimpleNamespace()
         packed.blocks, packed.threads, packed.shared_bytes, packed.parameters = _C.packed_embedded_launch(
-            launch.variant.name, ARCHITECTURE, launch.num_programs, launch.arguments
+            launch.variant.name, ARCHITECTURE, launch.num_programs, launch.plain_arguments()
         )
         sizes = [len(parameter) for parameter in packed.parameters]
         library.expect_parameters(len(sizes), (ctypes.c_int * len(sizes))(*sizes))

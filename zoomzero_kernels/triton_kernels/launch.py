@@ -10,7 +10,6 @@ where Triton is not installed, "embedded" is used without asking.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C
+from zoomzero_kernels import _C, native
 from zoomzero_kernels.triton_kernels.variants import Variant, jit_function
 
 OPTION = "ZOOMZERO_TRITON_KERNELS"
@@ -39,6 +38,10 @@ class Launch:
     variant: Variant
     num_programs: int
     arguments: Arguments
+
+    def plain_arguments(self) -> tuple[int | float, ...]:
+        """The arguments with addresses in place of tensors, as the embedded kernels take them."""
+        return tuple(value.data_ptr() if isinstance(value, Tensor) else value for value in self.arguments)
 
 
 def option() -> str:
@@ -109,12 +112,15 @@ def run(launch: Launch) -> None:
         return
     variant = launch.variant
     device = next(argument.device for argument in launch.arguments if isinstance(argument, Tensor))
-    if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        architecture = embedded_architecture(capability)
-        if way(capability) == "embedded" and architecture is not None:
-            _C.launch_embedded_kernel(variant.name, architecture, launch.num_programs, launch.arguments, device.index)
-            return
-    # Triton launches on the current device, whatever device its arguments are on.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+    if device.type != "cuda":
         jit_function(variant)[(launch.num_programs,)](*launch.arguments, **variant.constants, **variant.options)
+        return
+    capability = torch.cuda.get_device_capability(device)
+    architecture = embedded_architecture(capability)
+    # Both ways launch on the current device, whatever device the arguments are on.
+    with torch.cuda.device(device):
+        if way(capability) == "embedded" and architecture is not None:
+            place = (device.index, native.stream(device))
+            _C.launch_embedded_kernel(variant.name, architecture, launch.num_programs, launch.plain_arguments(), *place)
+        else:
+            jit_function(variant)[(launch.num_programs,)](*launch.arguments, **variant.constants, **variant.options)

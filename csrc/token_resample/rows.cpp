@@ -1,4 +1,4 @@
-// The CPU loops of token_resample, compiled once for each instruction set (see op.h).
+// The CPU loops of token_resample, compiled once per instruction set: see Note [Instruction sets] in cpu_capability.h.
 //
 // Problem: every output token is a weighted sum of the few input tokens that its cell covers.
 // Parallelisation: the caller splits the rows of all output grids among threads; both directions gather, so nothing is
@@ -11,17 +11,14 @@
 #include <immintrin.h>
 #endif
 
-#include "frame_resample/rows.h"
+#include "common/cpu_capability.h"
 #include "common/half_types.h"
-#include "token_resample/op.h"
+#include "token_resample/rows.h"
 
 namespace zoomzero {
 namespace {
 
 constexpr int64_t kBlock = 1024;
-// Outputs larger than this leave the caches before anyone reads them: written past the caches, they need not be read
-// first.
-constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 template <typename T>
 inline void add_scaled(const T* in, int64_t count, float weight, float* sums) {
@@ -75,10 +72,9 @@ inline const void* to_elements(const float* sums, int64_t count, Float16Bits* ro
 
 // One row of output cells of a slice.
 template <typename T>
-void resample_row(const TokenResampleParams& p, const TokenSlice& slice, int64_t row, bool stream) {
+void resample_row(const TokenResampleParams& p, const TokenSlice& slice, int64_t row, CopyOut copy_out, bool stream) {
   alignas(64) float sums[kBlock];
   alignas(64) T rounded[kBlock];
-  const RowKernels& kernels = row_kernels();
   const float unit_h = 1.0f / static_cast<float>(p.backward ? slice.out_h : slice.in_h);
   const float unit_w = 1.0f / static_cast<float>(p.backward ? slice.out_w : slice.in_w);
   const CellRange ys = covered_cells(row, slice.out_h, slice.in_h);
@@ -96,13 +92,13 @@ void resample_row(const TokenResampleParams& p, const TokenSlice& slice, int64_t
           add_scaled(in, count, weight_y * weight_x, sums);
         }
       }
-      kernels.copy_out(out + first, to_elements(sums, count, rounded), count * sizeof(T), stream);
+      copy_out(out + first, to_elements(sums, count, rounded), count * sizeof(T), stream);
     }
   }
 }
 
 template <typename T>
-void resample(const TokenResampleParams& p, int64_t begin_item, int64_t end_item) {
+void resample(const TokenResampleParams& p, CopyOut copy_out, int64_t begin_item, int64_t end_item) {
   const bool stream = p.num_out * p.dim * static_cast<int64_t>(sizeof(T)) >= kStreamBytes;
   const TokenSlice* slice =
       std::upper_bound(p.slices, p.slices + p.num_slices, begin_item,
@@ -110,11 +106,12 @@ void resample(const TokenResampleParams& p, int64_t begin_item, int64_t end_item
   --slice;
   for (int64_t item = begin_item; item < end_item; ++item) {
     while (item >= slice->first_out_grid_row + slice->out_h) ++slice;
-    resample_row<T>(p, *slice, item - slice->first_out_grid_row, stream);
+    resample_row<T>(p, *slice, item - slice->first_out_grid_row, copy_out, stream);
   }
 }
 
 }  // namespace
-}  // namespace zoomzero
 
-#define ZOOMZERO_TOKEN_ROWS {resample<float>, resample<BFloat16Bits>, resample<Float16Bits>}
+const TokenRows ZOOMZERO_TABLE(kTokenRows) = {{resample<float>, resample<BFloat16Bits>, resample<Float16Bits>}};
+
+}  // namespace zoomzero
