@@ -58,7 +58,8 @@ class SkipLog:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             line = {"sample": sample, "path": error.path, "reason": error.reason}
-            with self.file.open("a", encoding="utf-8") as out:
+            # A name that is not UTF-8 is written as JSON's escape, which reads back as it was.
+            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as out:
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
         if self.num_skipped > self.max_skipped_fraction * self.num_samples:
             place = "" if self.file is None else f"; see {self.file}"

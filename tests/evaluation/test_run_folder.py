@@ -80,6 +80,7 @@ def test_a_run_goes_on_where_it_was_and_gives_the_same_result(
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(engine: ZoomZero, samples: list[Sample], tmp_path: Path) -> None:
     """kill -9 in the middle of a run: every whole line is kept, every question answered once."""
     folder = tmp_path / "run"
@@ -210,6 +211,13 @@ def test_text_that_utf8_cannot_hold_is_kept(engine: ZoomZero, samples: list[Samp
     lines = _lines(folder)
     assert (lines[0]["question"], lines[0]["video"]) == (odd[0].question, odd[0].video)
     assert _run(engine, odd, folder).num_resumed == 4
+    # The same of a video that cannot be read.
+    place.write_text("not a video")
+    result = _run(engine, odd, tmp_path / "unread", max_skipped_fraction=0.5)
+    assert [index for index, _ in result.skipped] == [0, 1]
+    skipped = [json.loads(line) for line in (tmp_path / "unread" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["path"] for line in skipped] == [str(place)] * 2
+    assert json.loads((tmp_path / "unread" / "summary.json").read_text())["skipped"][0]["video"] == str(place)
 
 
 def test_the_summary_holds_all_figures(engine: ZoomZero, samples: list[Sample], tmp_path: Path) -> None:
@@ -249,6 +257,7 @@ def _launch(count: int, arguments: list[str], tmp_path: Path) -> subprocess.Comp
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, env=environment)
 
 
+@pytest.mark.slow
 def test_processes_share_the_questions_and_another_number_of_them_resumes(
     samples: list[Sample], tmp_path: Path
 ) -> None:
