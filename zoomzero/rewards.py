@@ -33,26 +33,23 @@ UNIFORM_WEIGHTS = (1 / 3, 1 / 6, 1 / 3, 1 / 6)
 UNIFORM_WEIGHTS_WITHOUT_ZOOM = (1 / 3, 0.0, 1 / 3, 1 / 3)
 
 
-def format_reward(
-    response: str | Response, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_OPTIONS
-) -> float:
+def format_reward(text: str | Response, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_OPTIONS) -> float:
     """1 when the whole response has the format of `zoomzero.responses`, else 0.
 
     Args:
-        response: the response's text, or the text parsed; then the next two are those it was parsed with.
+        text: the response, or the response parsed; then the next two are those it was parsed with.
         thinking: whether the prompt asked for a think element; False demands the variant without one.
         num_options: options of the question (2 to 8); unless told the published check's letters A to F are allowed.
     """
-    if not isinstance(response, Response):
-        response = parse(response, thinking=thinking, num_options=num_options)
-    return float(response.well_formed)
+    taken = text if isinstance(text, Response) else parse(text, thinking=thinking, num_options=num_options)
+    return float(taken.well_formed)
 
 
-def iou_reward(response: str | Response, spans: Iterable[Sequence[float]], *, duration: float | None = None) -> float:
+def iou_reward(text: str | Response, spans: Iterable[Sequence[float]], *, duration: float | None = None) -> float:
     """Intersection over union of the response's spans and the true spans; 0 when either is empty.
 
     Args:
-        response: text or parsed.
+        text: the response, or the response parsed.
         spans: the true spans, pairs of seconds.
         duration: seconds of the video, to which the response's spans are cut first, as answers' are before they are
             measured. None leaves them as they are, as the authors' function does.
@@ -60,30 +57,30 @@ def iou_reward(response: str | Response, spans: Iterable[Sequence[float]], *, du
     Raises:
         ValueError: a true span is not a pair of finite numbers in order.
     """
-    named = parsed(response).spans
+    named = parsed(text).spans
     return intervals.iou(named if duration is None else intervals.inside_video(named, duration), spans)
 
 
-def answer_reward(response: str | Response, letter: str) -> float:
+def answer_reward(text: str | Response, letter: str) -> float:
     """1 when the answer element after the thinking is the true letter (with or without parentheses), else 0.
 
     Raises:
         ValueError: `letter` is not one letter A to Z.
     """
-    return float(parsed(response).answer == _true_letter(letter, "answer_reward"))
+    return float(parsed(text).answer == _true_letter(letter, "answer_reward"))
 
 
-def zoom_reward(response: str | Response, letter: str) -> float:
+def zoom_reward(text: str | Response, letter: str) -> float:
     """1 when the second answer, given from the zoomed frames, is the true letter, else 0; an empty one scores 0.
 
     Args:
-        response: a whole response with an answer element, or just the letter ("B", "(B)"); text or parsed.
+        text: a whole response with an answer element, or just the letter ("B", "(B)"); as text or parsed.
         letter: the true letter.
 
     Raises:
         ValueError: `letter` is not one letter A to Z.
     """
-    taken = parsed(response)
+    taken = parsed(text)
     answer = bare_letter(taken.text) if taken.answer is None else taken.answer
     return float(answer == _true_letter(letter, "zoom_reward"))
 

@@ -42,7 +42,7 @@ def test_outcome_is_judged() -> None:
     assert "zooming answers 0.7" in check_outcome({"before": before, "after": worse})[0]
 
 
-HOSTILE = '<script>document.title="owned"</script><img src=x onerror="document.title=1">'
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror="document.title=1">\ud800'
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,8 @@ def test_everything_shown_is_escaped(hostile_page: Path) -> None:
     assert "<script" not in html
     assert "<img src=x" not in html
     assert "&lt;script&gt;" in html
+    # What is no valid text is written out.
+    assert r"\ud800" in html
     # Nothing is loaded from anywhere.
     assert not re.search(r'(src|href)="(?!data:image/png;base64,)', html)
 
