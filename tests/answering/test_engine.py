@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoomzero import ZoomZero
+from zoomzero import ZoomZero, responses
 from zoomzero.answering import engine as engine_module
 from zoomzero.answering import passes
 from zoomzero.answering.answer import AnswerOptions, Query
@@ -161,3 +161,12 @@ def test_clear_answers_in_other_words_are_read(
     answer = engine.answer(clips[0].path, "Who barks?", ("the cat", "the dog"), strategy="single")
     assert (answer.letter, answer.spans) == (letter, spans)
     assert answer.confidence == (0 if letter is None else pytest.approx(0.5))
+
+
+def test_a_response_is_parsed_once(engine: ZoomZero, clips: list[Clip], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One answer of two passes: the coarse response once; the zoom pass says a letter only."""
+    parsed: list[str] = []
+    real = responses._is_well_formed  # what `parse` does once, at its end
+    monkeypatch.setattr(responses, "_is_well_formed", lambda text, *rest: parsed.append(text) or real(text, *rest))
+    answer = engine.answer(clips[0].path, clips[0].questions[0].question, OPTIONS, max_new_tokens=40)
+    assert parsed == [answer.passes[0].text]

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import GRPOConfig
 
+from zoomzero import responses
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks import encoder as prompts_module
 from zoomzero.looks.rows import RowEncoder
@@ -406,6 +407,17 @@ def test_truncated_responses_leave_the_loss_when_asked(build: Build) -> None:
     stopped = torch.tensor([trainer._tokenizer.eos_token_id in ids for ids in groups.token_ids.tolist()])
     assert groups.mask.any(-1).tolist() == stopped.tolist()
     assert groups.num_items == int(groups.mask.sum())
+
+
+def test_a_batch_parses_each_response_once(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rewards, spans to zoom into and token segments all take the parsed response."""
+    parsed: list[str] = []
+    real = responses._is_well_formed  # what `parse` does once, at its end
+    monkeypatch.setattr(responses, "_is_well_formed", lambda text, *rest: parsed.append(text) or real(text, *rest))
+    trainer = build(zoom_reward=False)
+    trainer.model.train()
+    trainer._generate_and_score_completions([row for row in trainer.train_dataset.select([0, 1]) for _ in range(4)])
+    assert len(parsed) == 8
 
 
 def test_uninformative_groups_leave_the_loss_when_asked(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
