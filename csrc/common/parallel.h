@@ -24,7 +24,8 @@ inline constexpr bool kHasOpenMP = false;
 // function(begin, end) for ranges that cover [0, count), each on a thread of its own and no more threads than
 // num_threads or than ranges of `grain`. An exception of a range is thrown again here.
 template <typename Function>
-void parallel_for(int64_t count, int64_t grain, [[maybe_unused]] int32_t num_threads, const Function& function) {
+void parallel_for(int64_t count, [[maybe_unused]] int64_t grain, [[maybe_unused]] int32_t num_threads,
+                  const Function& function) {
   if (count <= 0) return;
 #ifdef _OPENMP
   const int64_t wanted = std::min<int64_t>(num_threads, (count + grain - 1) / grain);
