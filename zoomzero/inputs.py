@@ -24,7 +24,7 @@ from zoomzero.settings import SETTINGS_FILE, ZoomSettings
 from zoomzero.video import Video, open_video
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature, PreTrainedTokenizerBase
+    from transformers import BatchFeature, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +236,12 @@ def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.floa
     return VideoInputs(load_tokenizer(path), settings, geometry, dtype, family)
 
 
-def require_qwen2_5_inputs(processor: VideoInputs) -> None:
-    """ValueError for inputs that a Qwen2.5-VL model does not take."""
-    if processor.geometry.times_in_prompt:
+def require_inputs_of(model: PreTrainedModel, processor: VideoInputs) -> None:
+    """ValueError unless the processor makes what the model takes: its patch layout, and times where it expects them."""
+    family = family_of(model.config)
+    wanted = family.geometry(model.config, (processor.geometry.mean, processor.geometry.std))
+    if processor.geometry != wanted:
         raise ValueError(
-            "zoomzero: answering and training need the inputs of a Qwen2.5-VL checkpoint, got those of a Qwen3-VL one; "
-            "use a Qwen2.5-VL checkpoint, or VideoInputs with transformers' own model"
+            f"zoomzero: the processor must make inputs of the model ({family.model_type}: {wanted}), got "
+            f"{processor.geometry}; use load_processor with the model's own checkpoint"
         )

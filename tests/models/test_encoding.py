@@ -6,8 +6,8 @@ from support.tiny_qwen import COARSE, EOS_TOKEN, SHORT, VIDEO_TOKEN, ZOOM, Promp
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from zoomzero.models import mrope_positions
-from zoomzero.models.encoding import embed_tokens, encode_prompts, video_features
-from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
+from zoomzero.models.encoding import encode_prompts, language_inputs, video_features
+from zoomzero.models.families import require_supported
 from zoomzero.models.segment_attention import SEGMENT_ATTENTION, use_segment_attention
 
 
@@ -72,10 +72,12 @@ def test_features_of_other_frames_are_refused() -> None:
     model = random_model()
     input_ids = torch.tensor([[VIDEO_TOKEN, VIDEO_TOKEN, EOS_TOKEN]])
     with pytest.raises(ValueError, match="hold 2 video placeholders, got 3 video features"):
-        embed_tokens(model, input_ids, input_ids == VIDEO_TOKEN, [torch.zeros(3, 96)])
+        language_inputs(model, input_ids, input_ids == VIDEO_TOKEN, [torch.zeros(3, 96)])
 
 
 def test_other_models_are_refused() -> None:
     config = Qwen2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    with pytest.raises(TypeError, match=r"must be a Qwen2_5_VLForConditionalGeneration.*got Qwen2ForCausalLM"):
-        require_qwen2_5_vl(Qwen2ForCausalLM(config))
+    with pytest.raises(
+        TypeError, match=r"must be one of transformers' .*Qwen3VLForConditionalGeneration.* got Qwen2ForCausalLM"
+    ):
+        require_supported(Qwen2ForCausalLM(config))

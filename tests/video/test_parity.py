@@ -25,14 +25,12 @@ from transformers import (
 from transformers.video_utils import VideoMetadata
 
 from zoomzero import patches as patches_module
-from zoomzero.answering.engine import ZoomZero
 from zoomzero.budget import plan_frames
 from zoomzero.inputs import VIDEO_PAD, VideoInputs, load_processor
 from zoomzero.models.base import CLIP_STD
 from zoomzero.prompts import Inquiry
 from zoomzero.settings import PassSettings, ZoomSettings
 from zoomzero.synthetic.tiny_model import tiny_tokenizer
-from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 from zoomzero.video import open_video
 from zoomzero.video.base import Times
 
@@ -159,19 +157,6 @@ def test_qwen3_inputs_fit_the_transformers_model(qwen3: tuple[Qwen3VLProcessor, 
         logits = model(**inputs).logits
     assert logits.shape[:2] == inputs["input_ids"].shape
     assert torch.isfinite(logits).all()
-
-
-def test_answering_and_training_refuse_qwen3(
-    qwen3: tuple[Qwen3VLProcessor, VideoInputs], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("refused")
-    qwen3[0].save_pretrained(folder)
-    Qwen3VLConfig().save_pretrained(folder)
-    with pytest.raises(ValueError, match=r"need the inputs of a Qwen2\.5-VL checkpoint, got those of a Qwen3-VL one"):
-        ZoomZero.from_pretrained(folder)
-    config = ZoomZeroConfig(output_dir=str(folder), use_cpu=True, report_to=[])
-    with pytest.raises(ValueError, match=r"need the inputs of a Qwen2\.5-VL checkpoint, got those of a Qwen3-VL one"):
-        ZoomZeroTrainer(str(folder), config, [])
 
 
 def test_patches_can_be_half_as_large(inputs: VideoInputs, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from zoomzero.answering.passes import Passes, Said
 from zoomzero.answering.scene import Ask, Scene
 from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.answering.subtitles import Subtitles, load_subtitles
-from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
+from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
 from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.models import load_model
 from zoomzero.models.loading import BUILT_IN
@@ -75,8 +75,8 @@ class ZoomZero:
     """
 
     def __init__(self, model: PreTrainedModel, processor: VideoInputs) -> None:
-        require_qwen2_5_inputs(processor)
         use_segment_attention(model)
+        require_inputs_of(model, processor)
         self.model = model
         self.processor = processor
         self._videos = VideoCache(open_video, MAX_IDLE_VIDEOS)
@@ -98,7 +98,6 @@ class ZoomZero:
         """
         path = BUILT_IN if path is None else path
         processor = load_processor(path)
-        require_qwen2_5_inputs(processor)
         return cls(load_model(path, device, dtype), processor)
 
     def answer(

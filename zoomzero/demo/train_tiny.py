@@ -31,7 +31,7 @@ from zoomzero.demo.reading import ReadingLesson
 from zoomzero.evaluation import evaluate
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks.rows import RowEncoder
-from zoomzero.models.encoding import embed_tokens
+from zoomzero.models.encoding import language_inputs
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.synthetic.clips import ANNOTATION_FILE, Clip, Question, make_clips
 from zoomzero.synthetic.render import COLOURS
@@ -123,9 +123,11 @@ class AnsweringLesson:
             positions[:, row, start:end] = prompt["positions"].max() + 1 + torch.arange(len(response))
             targets[row, start:end] = response
         is_video = torch.eq(ids, self._processor.video_token_id)
-        embeds = embed_tokens(self._model, ids, is_video, features)
         outputs = self._model.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, use_cache=False, output_hidden_states=marked
+            **language_inputs(self._model, ids, is_video, features),
+            position_ids=positions,
+            use_cache=False,
+            output_hidden_states=marked,
         )
         keep = targets[:, 1:] >= 0
         loss = functional.cross_entropy(

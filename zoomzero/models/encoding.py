@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ class EncodedPrompt:
     position_ids: Tensor
     """int64 [3, L], M-RoPE (time, height, width)."""
     features: Tensor
-    """[number of visual placeholders, D], the vision tower's output for this prompt's videos, as `video_features`."""
+    """[number of visual placeholders, D * (1 + depths)], this prompt's part of `video_features`."""
 
     @property
     def next_position(self) -> int:
@@ -36,11 +36,19 @@ class EncodedPrompt:
         return int(self.position_ids.max()) + 1
 
 
+# Note [Features of several depths]
+# Qwen3-VL's vision tower gives, beside its output, features of some of its inner layers, which are added to the hidden
+# states behind the language model's first layers (https://arxiv.org/abs/2406.04334). They travel side by side in one
+# tensor, [tokens, D * (1 + depths)], as vLLM hands them over too: whoever caches, averages or slices features needs to
+# know nothing of it. `language_inputs` takes them apart.
+
+
 def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Features of several videos from one run of the vision tower.
 
     videos: (pixel_values_videos [t*h*w, C], video_grid_thw int64 [k, 3]) of each prompt. Returns for each prompt
-    [sum(t*h*w) / merge**2, D], on the model's device and in its dtype.
+    [sum(t*h*w) / merge**2, D * (1 + depths)], on the model's device and in its dtype; depths is 0 but for Qwen3-VL, see
+    Note [Features of several depths].
     """
     if not videos:
         return []
@@ -48,26 +56,34 @@ def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor
     pixels = torch.cat([pixels for pixels, _ in videos]).to(device=model.device, dtype=tower.dtype)
     grids = torch.cat([grid for _, grid in videos])
     outputs = tower(pixels, grid_thw=grids.to(model.device))
+    features = torch.cat([outputs.pooler_output, *(getattr(outputs, "deepstack_features", None) or [])], dim=-1)
     merge = tower.spatial_merge_size
     sizes = [int(grid.prod(-1).sum()) // merge**2 for _, grid in videos]
-    return list(outputs.pooler_output.split(sizes))
+    return list(features.split(sizes))
 
 
-def embed_tokens(model: PreTrainedModel, input_ids: Tensor, is_video: Tensor, features: Sequence[Tensor]) -> Tensor:
-    """Input embeddings [B, L, D]: token embeddings, with `features` (row by row, in order) where `is_video` is true.
+def language_inputs(
+    model: PreTrainedModel, input_ids: Tensor, is_video: Tensor, features: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Keyword arguments for the language model: token embeddings, with `features` in order where `is_video` is true.
 
-    input_ids int64 [B, L]; is_video bool [B, L]. ValueError when the number of places and of features differ.
+    input_ids int64 [B, L]; is_video bool [B, L]; features as `video_features` gives them, row by row. The embeddings
+    are inputs_embeds [B, L, D]; features of further depths come beside them, under transformers' names. ValueError when
+    the number of places and of features differ.
     """
-    embeds = model.get_input_embeddings()(input_ids)
+    embeds: Tensor = model.get_input_embeddings()(input_ids)
     flat = torch.cat(list(features)).to(embeds.dtype)
-    num_places = int(is_video.sum())
+    num_places, width = int(is_video.sum()), embeds.shape[-1]
     if num_places != flat.shape[0]:
         raise ValueError(
-            f"embed_tokens: the prompts hold {num_places} video placeholders, got {flat.shape[0]} video features; "
+            f"language_inputs: the prompts hold {num_places} video placeholders, got {flat.shape[0]} video features; "
             "encode each prompt with the frames it was tokenized for"
         )
-    filled: Tensor = embeds.masked_scatter(is_video.unsqueeze(-1), flat)
-    return filled
+    own, *deeper = flat.split(width, dim=-1)
+    inputs: dict[str, Any] = {"inputs_embeds": embeds.masked_scatter(is_video.unsqueeze(-1), own)}
+    if deeper:
+        inputs |= {"visual_pos_masks": is_video, "deepstack_visual_embeds": deeper}
+    return inputs
 
 
 def encode_prompts(model: PreTrainedModel, inputs: Sequence[Mapping[str, Tensor]]) -> list[EncodedPrompt]:

@@ -28,3 +28,18 @@ def family_of(config: PretrainedConfig) -> Family:
     raise ValueError(
         f"zoomzero: the checkpoint must be of a family among {names}, got {config.model_type}; choose one of these"
     )
+
+
+def require_supported(model: object) -> None:
+    """TypeError unless `model` is of one of the families' own classes in transformers."""
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel):
+        for family in FAMILIES:
+            if model.config.model_type == family.model_type and isinstance(model, family.model_class()):
+                return
+    names = ", ".join(family.class_name for family in FAMILIES)
+    raise TypeError(
+        f"zoomzero: the model must be one of transformers' {names} (their parts are used directly), got "
+        f"{type(model).__name__}; load a checkpoint with zoomzero.models.load_model"
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zoomzero.models.encoding import EncodedPrompt, embed_tokens
+from zoomzero.models.encoding import EncodedPrompt, language_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +29,8 @@ def prefill(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], cache: Cac
         position_ids[:, row, start:] = prompt.position_ids
         keep[row, start:] = True
     is_video = keep & (input_ids == model.config.video_token_id)
-    embeds = embed_tokens(model, input_ids, is_video, [prompt.features for prompt in prompts])
     outputs = model.model.language_model(
-        inputs_embeds=embeds,
+        **language_inputs(model, input_ids, is_video, [prompt.features for prompt in prompts]),
         position_ids=position_ids,
         attention_mask=None if bool(keep.all()) else keep.long(),
         past_key_values=cache,

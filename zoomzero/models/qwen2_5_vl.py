@@ -11,12 +11,3 @@ QWEN2_5_VL = Family(
     std=CLIP_STD,
     seconds_in_positions=True,
 )
-
-
-def require_qwen2_5_vl(model: object) -> None:
-    """Raise TypeError unless `model` is a transformers Qwen2_5_VLForConditionalGeneration."""
-    if not isinstance(model, QWEN2_5_VL.model_class()):
-        raise TypeError(
-            "zoomzero: the model must be a Qwen2_5_VLForConditionalGeneration (its positions and vision tower are used "
-            f"directly), got {type(model).__name__}; load a Qwen2.5-VL checkpoint with its own class"
-        )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
+from zoomzero.models.families import require_supported
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -70,8 +70,8 @@ AttentionInterface.register(SEGMENT_ATTENTION, segment_attention)
 def use_segment_attention(model: PreTrainedModel) -> None:
     """Make the model's vision tower run segments in batched SDPA calls; the language model keeps its implementation.
 
-    Raises TypeError for a model that is not Qwen2.5-VL.
+    Raises TypeError for a model of none of the families.
     """
-    require_qwen2_5_vl(model)
+    require_supported(model)
     current = model.config._attn_implementation
     model.set_attn_implementation({"": current, "text_config": current, "vision_config": SEGMENT_ATTENTION})

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
@@ -81,7 +81,7 @@ class Collector:
         accelerator: Accelerator,
         encoder: RowEncoder,
         skipping: Skipping,
-        reference: Qwen2_5_VLForConditionalGeneration | None,
+        reference: PreTrainedModel | None,
         end_token_ids: Sequence[int],
     ) -> None:
         if config.beta > 0 and reference is None:
@@ -95,9 +95,7 @@ class Collector:
         self._credit = credit_matrix(config.credit, zoom_reward=config.zoom_reward)
 
     @torch.no_grad()
-    def collect(
-        self, inputs: Sequence[Row], policy: Qwen2_5_VLForConditionalGeneration, group_size: int, *, training: bool
-    ) -> Collected:
+    def collect(self, inputs: Sequence[Row], policy: PreTrainedModel, group_size: int, *, training: bool) -> Collected:
         """The batch of `inputs`, in which each row stands `group_size` times in a run.
 
         A group whose video cannot be read is left out; the batch may be empty for it.
@@ -122,7 +120,7 @@ class Collector:
         self,
         rows: list[Row],
         prompts: list[PreparedPrompt],
-        policy: Qwen2_5_VLForConditionalGeneration,
+        policy: PreTrainedModel,
         group_size: int,
         metrics: Metrics,
         *,
@@ -166,12 +164,10 @@ class Collector:
             questions, [response.text for response in responses], scores.rewards, means.tolist()
         )
 
-    def _zoom_scorer(self, policy: Qwen2_5_VLForConditionalGeneration) -> Qwen2_5_VLForConditionalGeneration:
+    def _zoom_scorer(self, policy: PreTrainedModel) -> PreTrainedModel:
         return policy if self._config.zoom_scorer == "policy" or self._reference is None else self._reference
 
-    def _sample(
-        self, policy: Qwen2_5_VLForConditionalGeneration, prompts: list[PreparedPrompt], group_size: int
-    ) -> Rollouts:
+    def _sample(self, policy: PreTrainedModel, prompts: list[PreparedPrompt], group_size: int) -> Rollouts:
         options = SamplingOptions(
             max_new_tokens=self._config.max_completion_length,
             eos_token_ids=self._end_token_ids,
@@ -227,9 +223,7 @@ class Collector:
             normalize=self._config.advantage_normalize,
         ).to(mask.device)
 
-    def _reference_logps(
-        self, reference: Qwen2_5_VLForConditionalGeneration, groups: GroupBatch, mask: Tensor
-    ) -> Tensor:
+    def _reference_logps(self, reference: PreTrainedModel, groups: GroupBatch, mask: Tensor) -> Tensor:
         """Log-probabilities of all responses under the frozen start model, float32 [P*G, T]."""
         group_size = len(groups.token_ids) // len(groups.prompts)
         at_once = max(1, self._config.per_device_train_batch_size // group_size)

@@ -41,7 +41,7 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("off_policy_mask_threshold", None, "responses come from the policy"),
     ("use_bias_correction_kl", False, "the KL term is the clamped k3 estimate"),
     ("sync_ref_model", False, "the reference stays the start model"),
-    ("router_aux_loss_coef", None, "Qwen2.5-VL has no experts"),
+    ("router_aux_loss_coef", None, "the supported families have no experts"),
     (
         "cast_lm_head_to_fp32",
         False,

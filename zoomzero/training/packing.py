@@ -14,10 +14,10 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from zoomzero.looks import PreparedPrompt, through_tower
-from zoomzero.models.encoding import embed_tokens
+from zoomzero.models.encoding import language_inputs
 from zoomzero.models.forward import additive_mask
 from zoomzero.models.head import HeadProbe
 
@@ -142,7 +142,7 @@ class PackedForward:
 
     model: torch.nn.Module
     """What is called: `core`, or what wraps it."""
-    core: Qwen2_5_VLForConditionalGeneration
+    core: PreTrainedModel
     """The model itself, inside."""
 
     def __call__(self, prompts: Sequence[PreparedPrompt], token_ids: Tensor, mask: Tensor, at_head: AtHead) -> Tensor:
@@ -155,10 +155,17 @@ class PackedForward:
         core = self.core
         packed = pack_groups(prompts, token_ids, mask, video_token_id=core.config.video_token_id)
 
+        # Of the language model's inputs those that the model's own forward does not hand on; see
+        # Note [Features of several depths].
+        deeper: dict[str, Any] = {}
+
         def with_videos(_: torch.nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             features = [prompt.features for prompt in through_tower(core, prompts)]
-            embeds = embed_tokens(core, packed.input_ids, packed.is_video, features)
-            return arguments, {**options, "input_ids": None, "inputs_embeds": embeds}
+            deeper.update(language_inputs(core, packed.input_ids, packed.is_video, features))
+            return arguments, {**options, "input_ids": None, "inputs_embeds": deeper.pop("inputs_embeds")}
+
+        def with_depths(_: torch.nn.Module, arguments: Any, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return arguments, {**options, **deeper}
 
         def at_predictors(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
             num_groups, num_rollouts, num_steps = packed.predictors.shape
@@ -167,7 +174,10 @@ class PackedForward:
             with torch.autocast(hidden.device.type, enabled=False):
                 return at_head(head, states.to(head.weight.dtype))
 
-        handle = core.model.register_forward_pre_hook(with_videos, with_kwargs=True)
+        handles = [
+            core.model.register_forward_pre_hook(with_videos, with_kwargs=True),
+            core.model.language_model.register_forward_pre_hook(with_depths, with_kwargs=True),
+        ]
         try:
             with HeadProbe(core.lm_head, at_predictors, leaves=lambda result: result):
                 output = self.model(
@@ -177,5 +187,6 @@ class PackedForward:
                     use_cache=False,
                 )
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return cast(Tensor, output.logits)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 
-def frozen_copy(model: Qwen2_5_VLForConditionalGeneration, *, share_vision: bool) -> Qwen2_5_VLForConditionalGeneration:
+def frozen_copy(model: PreTrainedModel, *, share_vision: bool) -> PreTrainedModel:
     """The model as it is now, without gradients; a vision tower that is not trained is shared, not copied."""
     visual = model.model.visual
     memo: dict[int, Any] = {id(visual): visual} if share_vision else {}

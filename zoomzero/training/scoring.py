@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel
 
 from zoomzero.intervals import inside_video
 from zoomzero.looks import Look, PreparedPrompt, through_tower
@@ -60,7 +60,7 @@ def valid_spans(response: Response, duration: float) -> list[tuple[float, float]
 
 def score(
     encoder: RowEncoder,
-    scorer: Qwen2_5_VLForConditionalGeneration | None,
+    scorer: PreTrainedModel | None,
     rows: Sequence[Mapping[str, Any]],
     responses: Sequence[str | Response],
     zoom_batch_size: int,
@@ -125,7 +125,7 @@ def _pairs(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
 
 def _zoom_rewards(
     encoder: RowEncoder,
-    scorer: Qwen2_5_VLForConditionalGeneration,
+    scorer: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
     spans: Sequence[Sequence[tuple[float, float]]],
     batch_size: int,
@@ -156,7 +156,7 @@ def _key(look: Look) -> Hashable:
 @torch.no_grad()
 def _answers(
     encoder: RowEncoder,
-    scorer: Qwen2_5_VLForConditionalGeneration,
+    scorer: PreTrainedModel,
     looks: Sequence[Look],
     batch_size: int,
     unreadable: dict[str, VideoError],

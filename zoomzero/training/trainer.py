@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import Qwen2_5_VLForConditionalGeneration, TrainerCallback
+from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 
-from zoomzero.inputs import VideoInputs, load_processor, require_qwen2_5_inputs
+from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
 from zoomzero.looks.rows import RowEncoder
-from zoomzero.models.qwen2_5_vl import require_qwen2_5_vl
+from zoomzero.models.families import family_of, require_supported
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.models.tokens import end_token_ids
 from zoomzero.rewards import REWARDS
@@ -35,10 +35,10 @@ Batch = dict[str, Any]
 
 
 class ZoomZeroTrainer(GRPOTrainer):
-    """Trains a Qwen2.5-VL model to name the evidence's spans and to answer right after zooming into them.
+    """Trains a Qwen-VL model to name the evidence's spans and to answer right after zooming into them.
 
     Args:
-        model: a Qwen2_5_VLForConditionalGeneration, or the path of one.
+        model: a model of one of the families of `zoomzero.models`, or the path of one.
         args: ZoomZeroConfig.
         train_dataset, eval_dataset: datasets.Dataset or list of rows with video (path), question, options (texts
             without letters), answer (letter), spans ([start, end] in seconds).
@@ -60,7 +60,7 @@ class ZoomZeroTrainer(GRPOTrainer):
 
     def __init__(
         self,
-        model: Qwen2_5_VLForConditionalGeneration | str,
+        model: PreTrainedModel | str,
         args: ZoomZeroConfig,
         train_dataset: Dataset | Rows,
         eval_dataset: Dataset | Rows | None = None,
@@ -160,7 +160,7 @@ class ZoomZeroTrainer(GRPOTrainer):
         self._record(metrics)
         return output.loss if self.loss_type == "dapo" else output.loss / accumulation
 
-    def _policy(self) -> Qwen2_5_VLForConditionalGeneration:
+    def _policy(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model)
 
     # -- runs --------------------------------------------------------------------------------------------------------
@@ -218,7 +218,8 @@ class ZoomZeroTrainer(GRPOTrainer):
         transformers' own method loads the file's names as they are, but save_pretrained wrote Qwen2.5-VL's weights
         under the published names: nothing would match and training would silently resume from the start model.
         """
-        saved = Qwen2_5_VLForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
+        family = family_of(self._policy().config)
+        saved = family.model_class().from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         (model or self.model).load_state_dict(saved.state_dict())
 
     def _send_telemetry(self) -> None:
@@ -226,23 +227,22 @@ class ZoomZeroTrainer(GRPOTrainer):
 
 
 def _loaded(
-    model: Qwen2_5_VLForConditionalGeneration | str, args: ZoomZeroConfig, processor: VideoInputs | None
-) -> tuple[Qwen2_5_VLForConditionalGeneration, VideoInputs]:
+    model: PreTrainedModel | str, args: ZoomZeroConfig, processor: VideoInputs | None
+) -> tuple[PreTrainedModel, VideoInputs]:
     """The model and its inputs, loaded where `model` is a path; TypeError, ValueError if they cannot be trained."""
     if isinstance(model, str):
         processor = processor or load_processor(model)
-        require_qwen2_5_inputs(processor)
         # Weights are trained in float32 unless told, as in TRL; transformers would take the file's own type.
         # TRL also takes the keywords as JSON text, and has parsed them by now.
         options: dict[str, Any] = {"dtype": torch.float32, **cast(dict[str, Any], args.model_init_kwargs or {})}
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(model, **options)
-    require_qwen2_5_vl(model)
+        model = family_of(AutoConfig.from_pretrained(model)).model_class().from_pretrained(model, **options)
+    require_supported(model)
     if not isinstance(processor, VideoInputs):
         raise TypeError(
             f"ZoomZeroTrainer: processing_class must be a VideoInputs, got {type(processor).__name__}; use "
             "zoomzero.load_processor(path of the checkpoint)"
         )
-    require_qwen2_5_inputs(processor)
+    require_inputs_of(model, processor)
     return model, processor
 
 
