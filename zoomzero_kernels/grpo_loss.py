@@ -175,12 +175,16 @@ def grpo_loss(
         inplace: the gradient takes the memory of the logits, which must not be read after this call.
 
     Returns:
-        GRPOLossOutput. Maths and results are float32, or float64 for float64 logits.
+        GRPOLossOutput. Maths and results are float32, or float64 for float64 logits. Log-probabilities are at most 0,
+        however large the logits. NaN or inf among the logits of a valid token shows in its ``logps`` and, unless its
+        advantage is 0 and ``beta`` too, in the loss and in its gradient: a token of advantage 0 has no policy term,
+        whatever its logits and its ratio, and a token without a slope has a gradient of exactly 0.
 
     Raises:
-        ValueError: shapes, devices or options do not fit; on CPU (elsewhere with
-            ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
+        ValueError: shapes, devices or options do not fit; ``inplace`` with logits that share memory; on CPU (elsewhere
+            with ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
+        RuntimeError: a second derivative is asked of it.
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """

@@ -139,6 +139,7 @@ def linear_grpo_loss(
         ValueError: shapes, devices, dtypes or options do not fit; on CPU (elsewhere with
             ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
         TypeError: wrong dtype.
+        RuntimeError: a second derivative is asked of it.
     """
     options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
     check_level(_OP, importance_sampling_level)

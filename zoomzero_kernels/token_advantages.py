@@ -119,7 +119,8 @@ def _token_advantages_cuda(
         wrong = segments[inputs[4] & (segments >= credit.shape[1])]
         if wrong.numel() > 0:
             raise _segment_error(int(wrong[0]), credit)
-    launch.run(token_advantages_launch(*inputs, *options, advantages))
+    normalize, eps = options
+    launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
     return advantages
 
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "common/cpu_capability.h"
 #include "common/half_types.h"
@@ -39,23 +40,22 @@ RowStatistics statistics_of(const LogitRows& rows, const RowMath& math, int64_t 
   return math.statistics[static_cast<int32_t>(rows.type)](row_of(rows, row), rows.vocab_size, rows.inv_temperature);
 }
 
-// z of one element, in float64.
-double scaled_logit(const void* row, ElementType type, int64_t index, float inv_temperature) {
+double logit_of(const void* row, ElementType type, int64_t index) {
   switch (type) {
-    case ElementType::kFloat32:
-      return static_cast<double>(static_cast<const float*>(row)[index]) * inv_temperature;
-    case ElementType::kBFloat16:
-      return static_cast<double>(to_float(static_cast<const BFloat16Bits*>(row)[index])) * inv_temperature;
-    case ElementType::kFloat16:
-      return static_cast<double>(to_float(static_cast<const Float16Bits*>(row)[index])) * inv_temperature;
+    case ElementType::kFloat32: return static_cast<const float*>(row)[index];
+    case ElementType::kBFloat16: return to_float(static_cast<const BFloat16Bits*>(row)[index]);
+    case ElementType::kFloat16: return to_float(static_cast<const Float16Bits*>(row)[index]);
   }
   __builtin_unreachable();
 }
 
 double logp_of(const LogitRows& rows, const RowStatistics& statistics, int64_t row) {
-  const double z = scaled_logit(row_of(rows, row), rows.type, rows.token_ids[row], rows.inv_temperature);
-  return z - statistics.largest - statistics.log_sum;
+  const double logit = logit_of(row_of(rows, row), rows.type, rows.token_ids[row]);
+  return (logit - statistics.largest) * rows.inv_temperature - statistics.log_sum;
 }
+
+// Of float32, as the results are.
+constexpr double kLargest = std::numeric_limits<float>::max();
 
 struct PolicyTerms {
   double loss;
@@ -66,12 +66,14 @@ struct PolicyTerms {
 
 PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   const double advantage = p.advantages[row];
-  const double ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
-  const double unclipped = ratio * advantage;
-  // A NaN ratio stays NaN.
+  // Bounded, because inf * 0 would be NaN; a NaN stays one.
+  const double any_ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
+  const double ratio = any_ratio > kLargest ? kLargest : any_ratio;
+  // Without advantage there is no policy term, whatever the ratio.
+  const double unclipped = advantage == 0 ? 0.0 : ratio * advantage;
   const double low = 1.0 - static_cast<double>(p.options.clip_low);
   const double high = 1.0 + static_cast<double>(p.options.clip_high);
-  const double bounded = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
+  const double bounded = advantage == 0 ? 0.0 : (ratio < low ? low : ratio > high ? high : ratio) * advantage;
   PolicyTerms terms{};
   terms.clipped = bounded < unclipped;
   terms.loss = -(terms.clipped ? bounded : unclipped);
@@ -120,7 +122,7 @@ void policy_row(const PolicyRows& p, const RowMath& math, int64_t row) {
   p.clipped[row] = terms.clipped ? 1.0f : 0.0f;
   if (!wants_gradient) return;
   const double slope = terms.derivative * p.weights[row];
-  // Nothing to learn from this token: clipped, or no advantage. A row of NaN still shows in the loss of the token.
+  // Nothing to learn from this token: clipped, or no advantage.
   if (slope == 0) return clear_row(p.grad, p.rows, row);
   const RowGradient gradient{p.rows.vocab_size, p.rows.inv_temperature, statistics, p.rows.token_ids[row], slope, 0.0};
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));

@@ -8,6 +8,7 @@
 #include "policy_rows/rows.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "common/cpu_capability.h"
 #include "common/half_types.h"
@@ -36,17 +37,16 @@ inline Floats broadcast(float value) { return Floats{} + value; }
 // The larger value; NaN where `value` is NaN, as one instruction of x86 does it.
 inline Floats at_least(Floats limit, Floats value) { return limit > value ? limit : value; }
 
-// Differences below this have an exp of 0: 2^-127 leaves an exponent of zero bits.
-constexpr float kLowestDifference = -127.0f * 0.693147180559945309f;
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f;
+// 2 to this power leaves an exponent of zero bits: 0, as all below it is taken to be.
+constexpr float kLowestPower = -127.0f;
+// 1.5 * 2^23 + 127: adding it rounds to an integer, kept with the exponent's bias in the low mantissa bits.
+constexpr float kRounder = 12582912.0f + 127.0f;
 
-// exp of values from kLowestDifference to just above 0, or NaN: x = (n + f) ln 2 with |f| <= 1/2, and 2^f by the
-// degree-5 polynomial that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
-inline Floats exp_of_difference(Floats x) {
-  constexpr float kLog2E = 1.44269504088896341f;
-  // 1.5 * 2^23 + 127: adding it rounds to an integer, kept with the exponent's bias in the low mantissa bits.
-  constexpr float kRounder = 12582912.0f + 127.0f;
-  const Floats shifted = x * kLog2E + kRounder;
-  const Floats f = x * kLog2E - (shifted - kRounder);
+// 2^(n + f) for |f| <= 1/2 and `shifted` = n + kRounder, n from kLowestPower to 0, or NaN. 2^f is the degree-5 polynomial
+// that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
+inline Floats power_of_two(Floats f, Floats shifted) {
   Floats y = broadcast(1.3264728e-3f);
   y = y * f + 9.6715130e-3f;
   y = y * f + 5.5507336e-2f;
@@ -147,9 +147,10 @@ inline double sum_of(Floats value) {
 
 // Running sums over the blocks of a row, relative to the largest logit so far.
 struct RunningSums {
+  double inv_temperature;
   float largest = -kInfinity;
-  double sum = 0;       // of exp(z - largest)
-  double weighted = 0;  // of exp(z - largest) * (z - largest)
+  double sum = 0;       // of exp(z), z = (logit - largest) * inv_temperature
+  double weighted = 0;  // of exp(z) * z
 
   void raise(float maximum) {
     if (!(maximum > largest)) return;
@@ -157,7 +158,7 @@ struct RunningSums {
       largest = maximum;
       return;
     }
-    const double shift = static_cast<double>(largest) - maximum;
+    const double shift = (static_cast<double>(largest) - maximum) * inv_temperature;
     const double factor = __builtin_exp(shift);
     weighted = factor == 0 ? 0 : factor * (weighted + sum * shift);
     sum *= factor;
@@ -165,50 +166,67 @@ struct RunningSums {
   }
 };
 
-inline void accumulate(Floats z, float largest, Floats& sum, Floats& weighted) {
-  // Beyond the limit, -inf included, exp is 0 and any finite number will do in place of the difference.
-  const Floats difference = at_least(broadcast(kLowestDifference), z - largest);
-  const Floats power = exp_of_difference(difference);
+// Adds 2^(difference * scale) and its product with the difference, a finite number. The scale enters with the rounding to
+// an integer, which takes no instruction of its own.
+inline void accumulate(Floats difference, float scale, Floats& sum, Floats& weighted) {
+  const Floats shifted = difference * scale + kRounder;
+  const Floats power = power_of_two(difference * scale - (shifted - kRounder), shifted);
   sum += power;
   weighted += power * difference;
 }
 
-// z holds count <= kBlock values, padded with -inf to whole vectors.
-inline void add_block(const Floats* z, int64_t num_vectors, RunningSums& sums) {
-  Floats maxima[4] = {z[0], z[0], z[0], z[0]};
+// At most kBlock logits, padded with -inf to whole vectors.
+inline void add_block(const float* logits, int64_t num_vectors, RunningSums& sums) {
+  const auto vector = [logits](int64_t i) { return load(logits + i * kLanes); };
+  Floats maxima[4] = {vector(0), vector(0), vector(0), vector(0)};
   for (int64_t i = 0; i + 4 <= num_vectors; i += 4) {
-    for (int64_t k = 0; k < 4; ++k) maxima[k] = at_least(z[i + k], maxima[k]);
+    for (int64_t k = 0; k < 4; ++k) maxima[k] = at_least(vector(i + k), maxima[k]);
   }
-  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) maxima[0] = at_least(z[i], maxima[0]);
+  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) maxima[0] = at_least(vector(i), maxima[0]);
   for (int64_t k = 1; k < 4; ++k) maxima[0] = at_least(maxima[k], maxima[0]);
   sums.raise(max_of(maxima[0]));
   // Nothing above -inf so far: the differences would be NaN. 0 + NaN still shows a NaN among the values.
   if (sums.largest == -kInfinity) {
-    for (int64_t i = 0; i < num_vectors; ++i) sums.sum += sum_of(z[i] == z[i] ? broadcast(0.0f) : z[i]);
+    for (int64_t i = 0; i < num_vectors; ++i) sums.sum += sum_of(vector(i) == vector(i) ? broadcast(0.0f) : vector(i));
     return;
   }
+  const float largest = sums.largest;
+  const float scale = static_cast<float>(sums.inv_temperature) * kLog2E;
+  // Beyond it, -inf included, the power is 0 and any finite number will do in place of the difference.
+  const float lowest = kLowestPower / scale;
   Floats sum[4] = {};
   Floats weighted[4] = {};
   for (int64_t i = 0; i + 4 <= num_vectors; i += 4) {
-    for (int64_t k = 0; k < 4; ++k) accumulate(z[i + k], sums.largest, sum[k], weighted[k]);
+    for (int64_t k = 0; k < 4; ++k) accumulate(at_least(broadcast(lowest), vector(i + k) - largest), scale, sum[k], weighted[k]);
   }
-  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) accumulate(z[i], sums.largest, sum[0], weighted[0]);
+  for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) {
+    accumulate(at_least(broadcast(lowest), vector(i) - largest), scale, sum[0], weighted[0]);
+  }
   sums.sum += sum_of((sum[0] + sum[1]) + (sum[2] + sum[3]));
-  sums.weighted += sum_of((weighted[0] + weighted[1]) + (weighted[2] + weighted[3]));
+  sums.weighted += sum_of((weighted[0] + weighted[1]) + (weighted[2] + weighted[3])) * sums.inv_temperature;
+}
+
+// `count` logits as float32, padded with -inf to whole vectors: in place where they are that already, else in the buffer.
+template <typename T>
+inline const float* widened(const T* logits, int64_t count, float* buffer) {
+  const int64_t whole = count / kLanes;
+  const int64_t rest = count - whole * kLanes;
+  if constexpr (std::is_same_v<T, float>) {
+    if (rest == 0) return logits;
+  }
+  for (int64_t i = 0; i < whole; ++i) store(load(logits + i * kLanes), buffer + i * kLanes);
+  if (rest > 0) store(load_tail(logits + whole * kLanes, rest), buffer + whole * kLanes);
+  return buffer;
 }
 
 template <typename T>
 RowStatistics statistics(const void* row, int64_t vocab_size, float inv_temperature) {
   const T* logits = static_cast<const T*>(row);
-  Floats z[kBlock / kLanes];
-  RunningSums sums;
+  float buffer[kBlock];
+  RunningSums sums{inv_temperature};
   for (int64_t first = 0; first < vocab_size; first += kBlock) {
     const int64_t count = vocab_size - first < kBlock ? vocab_size - first : kBlock;
-    const int64_t whole = count / kLanes;
-    for (int64_t i = 0; i < whole; ++i) z[i] = load(logits + first + i * kLanes) * inv_temperature;
-    const int64_t rest = count - whole * kLanes;
-    if (rest > 0) z[whole] = load_tail(logits + first + whole * kLanes, rest) * inv_temperature;
-    add_block(z, whole + (rest > 0), sums);
+    add_block(widened(logits + first, count, buffer), (count + kLanes - 1) / kLanes, sums);
   }
   // Only -inf: the distribution is not defined, as the NaN of torch's log_softmax says.
   if (sums.sum == 0) sums.sum = __builtin_nan("");
@@ -216,27 +234,39 @@ RowStatistics statistics(const void* row, int64_t vocab_size, float inv_temperat
   return {sums.largest, log_sum, log_sum - sums.weighted / sums.sum};
 }
 
+// The description of a gradient as its loop uses it; probabilities are powers of two.
+struct GradientFactors {
+  explicit GradientFactors(const RowGradient& g)
+      : largest(static_cast<float>(g.statistics.largest)),
+        scale(g.inv_temperature * kLog2E),
+        log2_sum(static_cast<float>(g.statistics.log_sum) * kLog2E),
+        slope(static_cast<float>(-g.slope * g.inv_temperature)),
+        entropy(static_cast<float>(g.statistics.entropy)),
+        entropy_slope(static_cast<float>(g.entropy_slope * g.inv_temperature)) {}
+
+  float largest, scale, log2_sum, slope, entropy, entropy_slope;
+};
+
 template <bool kWithEntropy>
-inline Floats gradient_of(Floats z, const RowGradient& g) {
-  // Two steps, since largest + log_sum would round under large logits.
-  const Floats difference = (z - static_cast<float>(g.statistics.largest)) - static_cast<float>(g.statistics.log_sum);
-  const Floats log_prob = at_least(broadcast(kLowestDifference), difference);
-  const Floats power = exp_of_difference(log_prob);
-  const Floats share = power * static_cast<float>(-g.slope * g.inv_temperature);
+inline Floats gradient_of(Floats logits, const GradientFactors& g) {
+  const Floats exponent = at_least(broadcast(kLowestPower), (logits - g.largest) * g.scale - g.log2_sum);
+  const Floats shifted = exponent + kRounder;
+  const Floats power = power_of_two(exponent - (shifted - kRounder), shifted);
+  const Floats share = power * g.slope;
   if constexpr (!kWithEntropy) return share;
-  const Floats spread = power * (log_prob + static_cast<float>(g.statistics.entropy));
-  return share - spread * static_cast<float>(g.entropy_slope * g.inv_temperature);
+  return share - power * (exponent * kLn2 + g.entropy) * g.entropy_slope;
 }
 
 template <typename T, bool kWithEntropy>
-void write_gradient(const T* logits, const RowGradient& g, T* out) {
-  const int64_t whole = g.vocab_size / kLanes;
+void write_gradient(const T* logits, const RowGradient& description, T* out) {
+  const GradientFactors g(description);
+  const int64_t whole = description.vocab_size / kLanes;
   for (int64_t i = 0; i < whole; ++i) {
-    store(gradient_of<kWithEntropy>(load(logits + i * kLanes) * g.inv_temperature, g), out + i * kLanes);
+    store(gradient_of<kWithEntropy>(load(logits + i * kLanes), g), out + i * kLanes);
   }
-  const int64_t rest = g.vocab_size - whole * kLanes;
+  const int64_t rest = description.vocab_size - whole * kLanes;
   if (rest == 0) return;
-  const Floats last = load_tail(logits + whole * kLanes, rest) * g.inv_temperature;
+  const Floats last = load_tail(logits + whole * kLanes, rest);
   store_head(gradient_of<kWithEntropy>(last, g), rest, out + whole * kLanes);
 }
 
@@ -244,8 +274,8 @@ template <typename T>
 void gradient(const void* row, const RowGradient& g, void* out) {
   const T* logits = static_cast<const T*>(row);
   T* grad = static_cast<T*>(out);
-  const double z = static_cast<double>(load_tail(logits + g.token, 1)[0]) * g.inv_temperature;
-  const double log_prob = z - g.statistics.largest - g.statistics.log_sum;
+  const double logit = load_tail(logits + g.token, 1)[0];
+  const double log_prob = (logit - g.statistics.largest) * g.inv_temperature - g.statistics.log_sum;
   if (g.entropy_slope == 0) {
     write_gradient<T, false>(logits, g, grad);
   } else {

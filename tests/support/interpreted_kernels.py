@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from support import extreme_rows
 from support.grpo_cases import make_case
 from torch import Tensor
 
@@ -202,3 +203,21 @@ def test_a_token_outside_the_vocabulary_shows_as_nan(token: int) -> None:
     results = LogpOutputs.zeros((1, 2), logits)
     run(logp_rows_launch(logits, ids, torch.ones(1, 2, dtype=torch.bool), 1.0, results))
     assert results.logps.isnan().tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_extreme_rows(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(rows, "back_end", lambda logits: "triton")
+    for temperature in extreme_rows.TEMPERATURES:
+        for scale in extreme_rows.SCALES:
+            extreme_rows.check_log_probabilities(dtype, temperature, scale)
+        extreme_rows.check_vocabulary_of_one(dtype, temperature)
+    extreme_rows.check_any_temperature(dtype)
+    for level, fault in extreme_rows.FAULTS:
+        for on_policy in (False, True):
+            extreme_rows.check_advantage_of_zero(dtype, level, fault, on_policy)
+    for fault in ("nan", "ratio"):
+        extreme_rows.check_hidden_states_under_an_advantage_of_zero(fault)
+    extreme_rows.check_overflowing_ratio_beside_a_kl_term(dtype)
+    for bad in (math.nan, math.inf):
+        extreme_rows.check_no_upstream_gradient(dtype, bad)

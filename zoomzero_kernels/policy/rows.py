@@ -59,7 +59,7 @@ def _native_rows(logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: f
         logits.stride()[:2],
         native.address(token_ids, torch.int64, count, logits.device),
         native.address(mask, torch.bool, count, logits.device),
-        1.0 / temperature,
+        policy_rows_launch.inverse_temperature(temperature),
     )
 
 

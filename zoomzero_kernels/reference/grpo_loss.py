@@ -63,7 +63,8 @@ def grpo_loss(
     log_ratio = torch.where(valid, logps - old, 0.0)
     if importance_sampling_level == "sequence":
         log_ratio = (log_ratio.sum(-1) / valid.sum(-1).clamp(min=1.0)).unsqueeze(-1).expand_as(logps)
-    ratio = log_ratio.exp()
+    # No ratio, however large, makes a loss of an advantage of 0.
+    ratio = torch.where(per_token == 0, 0.0, log_ratio).exp()
     unclipped = ratio * per_token
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * per_token
     token_loss = -torch.min(unclipped, clipped)
@@ -76,7 +77,7 @@ def grpo_loss(
             inside = kl <= kl_clamp
             bounded = torch.where(inside, delta, 0.0)
             kl = torch.where(inside, bounded.exp() - bounded - 1, kl_clamp)
-        kl = ratio * kl if unbiased_kl else kl
+        kl = log_ratio.exp() * kl if unbiased_kl else kl
         token_loss = token_loss + beta * kl
     num_valid = valid.sum().clamp(min=1)
     probabilities = log_probs.detach().exp()

@@ -30,8 +30,12 @@ _LOGP_POINTERS = ("token_ids_ptr", "mask_ptr", "logps_ptr", "entropy_ptr", "norm
 _BACKWARD_POINTERS = (
     "token_ids_ptr", "mask_ptr", "entropy_ptr", "normaliser_ptr", "grad_logps_ptr", "grad_entropy_ptr",
 )  # fmt: skip
-# Stands for -inf where a difference of two infinities would be NaN; below any logit that matters.
-_LOWEST = tl.constexpr(-3.0e38)
+# Lowest and largest float32: in place of -inf, where a difference of two infinities would be NaN, and of inf, where a
+# product with 0 would be.
+_LOWEST = tl.constexpr(-3.4028234663852886e38)
+_LARGEST = tl.constexpr(3.4028234663852886e38)
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
@@ -48,53 +52,56 @@ def _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED: tl.cons
 
 
 @triton.jit
-def _load_scaled(row_ptr, start, vocab_size, inv_temperature, BLOCK: tl.constexpr):
-    """Offsets and scaled logits of one block, -inf beyond the row."""
+def _load_block(row_ptr, start, vocab_size, BLOCK: tl.constexpr):
+    """Offsets and logits of one block, -inf beyond the row."""
     offsets = start + tl.arange(0, BLOCK)
-    logits = tl.load(row_ptr + offsets, mask=offsets < vocab_size, other=-float("inf")).to(tl.float32)
-    return offsets, logits * inv_temperature
+    return offsets, tl.load(row_ptr + offsets, mask=offsets < vocab_size, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
 def _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK: tl.constexpr):
-    """Largest scaled logit, log of the sum of exp(z - largest), and entropy.
+    """Largest logit, log of the sum of exp((logit - largest) / temperature), and entropy.
 
-    largest + log_sum would lose the second's digits under large logits, so they stay apart. Every lane of a block keeps
-    its own maximum, sum of exp(z - maximum) and sum of exp(z - maximum) * (z - maximum), and rescales them when its
-    maximum rises: lanes meet once, after the row, so that no thread waits for another between two loads.
+    See Note [Scaled alike] in policy/rows.py. As one number the first two would lose the second's digits under large
+    logits, so they stay apart. Every lane of a block keeps its own maximum, sum of exp(z - maximum) and sum of
+    exp(z - maximum) * (z - maximum), and rescales them when its maximum rises: lanes meet once, after the row, so that
+    no thread waits for another between two loads. Exponents are powers of two, which saves a product a logit.
     """
+    scale = inv_temperature * _LOG2_E
     maxima = tl.zeros([BLOCK], tl.float32) + _LOWEST
     sums = tl.zeros([BLOCK], tl.float32)
     weighted = tl.zeros([BLOCK], tl.float32)
     for start in range(0, vocab_size, BLOCK):
-        _, z = _load_scaled(row_ptr, start, vocab_size, inv_temperature, BLOCK)
-        risen = tl.maximum(maxima, z)
-        sums, weighted = _rescaled(sums, weighted, maxima - risen)
-        difference = z - risen
-        power = tl.exp(difference)
+        _, logits = _load_block(row_ptr, start, vocab_size, BLOCK)
+        risen = tl.maximum(maxima, logits)
+        sums, weighted = _rescaled(sums, weighted, (maxima - risen) * scale)
+        exponent = (logits - risen) * scale
+        power = tl.exp2(exponent)
         sums += power
-        weighted += power * tl.maximum(difference, -100.0)
+        weighted += power * tl.maximum(exponent, -150.0)
         maxima = risen
     largest = tl.max(maxima, 0)
-    sums, weighted = _rescaled(sums, weighted, maxima - largest)
+    sums, weighted = _rescaled(sums, weighted, (maxima - largest) * scale)
     total = tl.sum(sums, 0)
-    log_sum = tl.log(total)
-    return largest, log_sum, log_sum - tl.sum(weighted, 0) / total
+    # The largest logit's own share is 1; a row of -inf has none, and its distribution is not defined.
+    log_sum = tl.where(total > 1.0, tl.maximum(tl.log(total), 0.0), tl.where(total == 1.0, 0.0, float("nan")))
+    return largest, log_sum, log_sum - tl.sum(weighted, 0) * _LN_2 / total
 
 
 @triton.jit
 def _rescaled(sums, weighted, shift):
     """Both sums relative to a maximum that lies -shift higher."""
     shift = tl.maximum(shift, -1000.0)
-    factor = tl.exp(shift)
+    factor = tl.exp2(shift)
     return sums * factor, factor * (weighted + sums * shift)
 
 
 @triton.jit
-def _token_logit(row_ptr, token, vocab_size, inv_temperature):
-    """Scaled logit of the token. One outside the vocabulary gives NaN, where a read past the row would hide it."""
+def _token_logp(row_ptr, token, vocab_size, inv_temperature, largest, log_sum):
+    """Log-probability of the token. One outside the vocabulary gives NaN, where a read past the row would hide it."""
     inside = (token >= 0) & (token < vocab_size)
-    return tl.load(row_ptr + token, mask=inside, other=float("nan")).to(tl.float32) * inv_temperature
+    logit = tl.load(row_ptr + token, mask=inside, other=float("nan")).to(tl.float32)
+    return (logit - largest) * inv_temperature - log_sum
 
 
 @triton.jit
@@ -106,18 +113,22 @@ def _clear_row(grad_ptr, vocab_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def _write_gradient(
-    row_ptr, grad_ptr, vocab_size, inv_temperature, largest, log_sum, entropy, token, slope, entropy_slope,
+    row_ptr, grad_ptr, vocab_size, inv_temperature, largest, log_sum, token, slope, entropy, entropy_slope,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of slope * logp[token] + entropy_slope * entropy; grad_ptr may be row_ptr."""
+    """Gradient of slope * logp[token] + entropy_slope * entropy (None: without it); grad_ptr may be row_ptr."""
+    scale = inv_temperature * _LOG2_E
+    log2_sum = log_sum * _LOG2_E
+    slope *= inv_temperature
     for start in range(0, vocab_size, BLOCK):
-        offsets, z = _load_scaled(row_ptr, start, vocab_size, inv_temperature, BLOCK)
-        log_prob = (z - largest) - log_sum
-        power = tl.exp(log_prob)
+        offsets, logits = _load_block(row_ptr, start, vocab_size, BLOCK)
+        exponent = (logits - largest) * scale - log2_sum
+        power = tl.exp2(exponent)
         grad = slope * (tl.where(offsets == token, 1.0, 0.0) - power)
-        grad -= entropy_slope * power * (tl.maximum(log_prob, -100.0) + entropy)
-        grad = (grad * inv_temperature).to(grad_ptr.dtype.element_ty)
-        tl.store(grad_ptr + offsets, grad, mask=offsets < vocab_size)
+        if entropy_slope is not None:
+            log_prob = tl.maximum(exponent, -150.0) * _LN_2
+            grad -= entropy_slope * inv_temperature * power * (log_prob + entropy)
+        tl.store(grad_ptr + offsets, grad.to(grad_ptr.dtype.element_ty), mask=offsets < vocab_size)
 
 
 @triton.jit
@@ -149,15 +160,18 @@ def policy_rows_kernel(
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     token = tl.load(token_ids_ptr + row)
     largest, log_sum, entropy = _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK)
-    logp = _token_logit(row_ptr, token, vocab_size, inv_temperature) - largest - log_sum
+    logp = _token_logp(row_ptr, token, vocab_size, inv_temperature, largest, log_sum)
     advantage = tl.load(advantages_ptr + row)
-    # Without old_logps the ratio is exactly 1, also where logp is -inf.
+    # Without old_logps the ratio is exactly 1, also where logp is -inf. With them it is bounded; NaN stays NaN.
     log_ratio = logp - tl.load(old_logps_ptr + row, mask=has_old != 0, other=0.0)
     ratio = tl.where(has_old != 0, tl.exp(log_ratio), 1.0)
-    unclipped = ratio * advantage
+    ratio = tl.where(ratio > _LARGEST, _LARGEST, ratio)
     low = 1.0 - clip_low
     high = 1.0 + clip_high
     bounded = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)) * advantage
+    # Without advantage there is no policy term, whatever the ratio.
+    unclipped = tl.where(advantage == 0.0, 0.0, ratio * advantage)
+    bounded = tl.where(advantage == 0.0, 0.0, bounded)
     is_clipped = bounded < unclipped
     loss = -tl.where(is_clipped, bounded, unclipped)
     slope = tl.where(is_clipped, 0.0, -unclipped)
@@ -187,7 +201,7 @@ def policy_rows_kernel(
             _clear_row(grad_row, vocab_size, BLOCK)
         else:
             _write_gradient(
-                row_ptr, grad_row, vocab_size, inv_temperature, largest, log_sum, entropy, token, slope, 0.0, BLOCK
+                row_ptr, grad_row, vocab_size, inv_temperature, largest, log_sum, token, slope, entropy, None, BLOCK
             )  # fmt: skip
 
 
@@ -204,8 +218,8 @@ def logp_rows_kernel(
     vocab_size = _shown_multiple(vocab_size, ALIGNED)
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     largest, log_sum, entropy = _row_statistics(row_ptr, vocab_size, inv_temperature, BLOCK)
-    logit = _token_logit(row_ptr, tl.load(token_ids_ptr + row), vocab_size, inv_temperature)
-    tl.store(logps_ptr + row, logit - largest - log_sum)
+    token = tl.load(token_ids_ptr + row)
+    tl.store(logps_ptr + row, _token_logp(row_ptr, token, vocab_size, inv_temperature, largest, log_sum))
     tl.store(entropy_ptr + row, entropy)
     tl.store(normaliser_ptr + 2 * row, largest)
     tl.store(normaliser_ptr + 2 * row + 1, log_sum)
@@ -222,13 +236,14 @@ def logp_rows_backward_kernel(
     row = tl.program_id(0).to(tl.int64)
     vocab_size = _shown_multiple(vocab_size, ALIGNED)
     grad_row = grad_ptr + _row_offset(row, num_tokens, grad_stride_sequence, grad_stride_token, ALIGNED)
-    if tl.load(mask_ptr + row) == 0:
+    slope = tl.load(grad_logps_ptr + row)
+    entropy_slope = tl.load(grad_entropy_ptr + row, mask=has_grad_entropy != 0, other=0.0)
+    if (tl.load(mask_ptr + row) == 0) | ((slope == 0.0) & (entropy_slope == 0.0)):
         _clear_row(grad_row, vocab_size, BLOCK)
         return
-    entropy_slope = tl.load(grad_entropy_ptr + row, mask=has_grad_entropy != 0, other=0.0)
     _write_gradient(
         logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED),
         grad_row, vocab_size, inv_temperature,
-        tl.load(normaliser_ptr + 2 * row), tl.load(normaliser_ptr + 2 * row + 1), tl.load(entropy_ptr + row),
-        tl.load(token_ids_ptr + row), tl.load(grad_logps_ptr + row), entropy_slope, BLOCK,
+        tl.load(normaliser_ptr + 2 * row), tl.load(normaliser_ptr + 2 * row + 1),
+        tl.load(token_ids_ptr + row), slope, tl.load(entropy_ptr + row), entropy_slope, BLOCK,
     )  # fmt: skip

@@ -23,6 +23,14 @@ if TYPE_CHECKING:  # these stand above: the passes over rows launch what is here
 _LOGIT_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+def inverse_temperature(temperature: float) -> float:
+    """1 / temperature as the float32 kernels take it: bounded, so that its products with 0 and inf stay numbers.
+
+    No logits tell the bounds from what lies beyond: the distribution is all on the largest logit, or uniform.
+    """
+    return min(max(1.0 / temperature, 1e-36), 1e36)
+
+
 def _is_aligned(tensor: Tensor) -> bool:
     sizes = (*tensor.stride()[:2], tensor.shape[2])
     return all(size % 16 == 0 for size in sizes) and tensor.data_ptr() % 16 == 0
@@ -50,7 +58,7 @@ def policy_rows_launch(
         *logits.stride()[:2],
         *target.stride()[:2],
         *logits.shape[1:],
-        1.0 / options.temperature,
+        inverse_temperature(options.temperature),
         *options[1:],
         int(tensors.old_logps is not None),
         int(tensors.ref_logps is not None),
@@ -70,7 +78,7 @@ def logp_rows_launch(
         *outputs,
         *logits.stride()[:2],
         *logits.shape[1:],
-        1.0 / temperature,
+        inverse_temperature(temperature),
     )
     return Launch(_variant("logp_rows_kernel", logits, logits), mask.numel(), arguments)
 
@@ -96,7 +104,7 @@ def logp_rows_backward_launch(
         *logits.stride()[:2],
         *grad.stride()[:2],
         *logits.shape[1:],
-        1.0 / temperature,
+        inverse_temperature(temperature),
         int(slopes.entropy is not None),
     )
     return Launch(_variant("logp_rows_backward_kernel", logits, grad), mask.numel(), arguments)
