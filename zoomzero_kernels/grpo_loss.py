@@ -20,9 +20,10 @@ from zoomzero_kernels.policy.options import (
     PolicyOptions,
     PolicyTensors,
     check_level,
+    check_options,
     check_reference,
     compute_dtype,
-    policy_options,
+    limit,
     policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
@@ -188,7 +189,8 @@ def grpo_loss(
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
-    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl))
+    check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     _check_logits(logits)
     normaliser = Normaliser(loss_type, max_completion_length, num_items)

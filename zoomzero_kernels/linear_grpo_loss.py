@@ -21,9 +21,10 @@ from zoomzero_kernels.policy.options import (
     PolicyTensors,
     RowOutputs,
     check_level,
+    check_options,
     check_reference,
     compute_dtype,
-    policy_options,
+    limit,
     policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
@@ -141,7 +142,8 @@ def linear_grpo_loss(
         TypeError: wrong dtype.
         RuntimeError: a second derivative is asked of it.
     """
-    options = policy_options(_OP, temperature, beta, clip_low, clip_high, kl_clamp, unbiased_kl)
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl))
+    check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     head.check_head(_OP, hidden, weight, bias)
     normaliser = Normaliser(loss_type, max_completion_length, num_items)

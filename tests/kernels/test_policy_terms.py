@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,18 @@ def test_slope_of_the_kl_term(delta: float, kl_clamp: float, unbiased: bool) -> 
     assert logp.grad is not None
     torch.testing.assert_close(terms.slope.double(), logp.grad, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(terms.kl.double(), kl.detach(), rtol=1e-5, atol=1e-9)
+
+
+def test_back_ends_take_the_options_in_one_order(checkout: Path) -> None:
+    pytest.importorskip("triton")
+    from zoomzero_kernels.triton_kernels.policy_rows import policy_rows_kernel
+
+    header = (checkout / "csrc" / "policy_rows" / "op.h").read_text(encoding="utf-8")
+    (struct,) = re.findall(r"struct PolicyOptions \{(.*?)\n\};", header, re.DOTALL)
+    assert tuple(re.findall(r"^  float (\w+);", struct, re.MULTILINE)) == PolicyOptions._fields
+    names = [parameter.name for parameter in policy_rows_kernel.params]
+    first = names.index("inv_temperature") + 1
+    assert tuple(names[first : first + len(PolicyOptions._fields) - 1]) == PolicyOptions._fields[1:]
 
 
 def test_options_may_be_symbolic_numbers() -> None:

@@ -61,6 +61,12 @@ class PolicyOptions(NamedTuple):
 
     The order is that of PolicyOptions in csrc/policy_rows and of the arguments of policy_rows_kernel. Custom ops take
     it as a list of floats.
+
+    temperature: the logits are divided by it.
+    beta: weight of the KL estimate.
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+    kl_clamp: largest KL estimate, inf for no limit.
+    unbiased_kl: 1 if the KL estimate is multiplied by the ratio, else 0.
     """
 
     temperature: float = 1.0
@@ -68,9 +74,7 @@ class PolicyOptions(NamedTuple):
     clip_low: float = 0.2
     clip_high: float = 0.28
     kl_clamp: float = math.inf
-    """Largest KL estimate, inf for no limit."""
     unbiased_kl: float = 0.0
-    """Not 0: the KL estimate is multiplied by the ratio."""
 
 
 class RowOutputs(NamedTuple):
@@ -123,27 +127,23 @@ class LogpSlopes(NamedTuple):
     entropy: Tensor | None
 
 
-def policy_options(
-    op: str,
-    temperature: float,
-    beta: float,
-    clip_low: float,
-    clip_high: float,
-    kl_clamp: float | None,
-    unbiased_kl: bool,
-) -> PolicyOptions:
-    """Check the options of a loss and pack them."""
-    check_temperature(op, temperature)
+def limit(value: float | None) -> float:
+    """An upper bound as a number: inf for None."""
+    return math.inf if value is None else value
+
+
+def check_options(op: str, options: PolicyOptions) -> None:
+    """Reject options outside their range."""
+    check_temperature(op, options.temperature)
+    beta, clip_low, clip_high, kl_clamp = options.beta, options.clip_low, options.clip_high, options.kl_clamp
     if not 0 <= beta < math.inf:
         raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}; pass beta=0.0 to leave the KL term out")
     if not 0 <= clip_low < 1:
         raise ValueError(f"{op}: clip_low must be in [0, 1), got {clip_low}; the ratio is clipped at 1 - clip_low")
     if not clip_high >= 0:
         raise ValueError(f"{op}: clip_high must be >= 0, got {clip_high}; the ratio is clipped at 1 + clip_high")
-    if kl_clamp is not None and not kl_clamp > 0:
+    if not kl_clamp > 0:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
-    limit = math.inf if kl_clamp is None else kl_clamp
-    return PolicyOptions(temperature, beta, clip_low, clip_high, limit, 1.0 if unbiased_kl else 0.0)
 
 
 def check_temperature(op: str, temperature: float) -> None:
