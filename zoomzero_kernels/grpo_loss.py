@@ -147,6 +147,7 @@ def grpo_loss(
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
+    delta: float | None = None,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -168,6 +169,8 @@ def grpo_loss(
         kl_clamp: largest value of the k3 estimate, None for no limit (as TRL).
         unbiased_kl: multiply the KL estimate by the importance ratio, gradient included, which makes it unbiased where
             the policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).
+        delta: the ratio is at most this before it is compared with the clipped one, which bounds the loss of negative
+            advantages (two-sided clipping, INTELLECT-2; TRL's ``delta``); None for no bound.
         loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo" or "dapo".
         max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
         num_items: tokens in the normaliser of "dapo" (over all processes and accumulation steps), the valid tokens of
@@ -189,7 +192,7 @@ def grpo_loss(
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl))
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl), limit(delta))
     check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     _check_logits(logits)

@@ -119,6 +119,7 @@ def linear_grpo_loss(
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
+    delta: float | None = None,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -142,7 +143,7 @@ def linear_grpo_loss(
         TypeError: wrong dtype.
         RuntimeError: a second derivative is asked of it.
     """
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl))
+    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl), limit(delta))
     check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     head.check_head(_OP, hidden, weight, bias)

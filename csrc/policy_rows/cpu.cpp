@@ -69,15 +69,22 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
   // Bounded, because inf * 0 would be NaN; a NaN stays one.
   const double any_ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
   const double ratio = any_ratio > kLargest ? kLargest : any_ratio;
-  // Without advantage there is no policy term, whatever the ratio.
-  const double unclipped = advantage == 0 ? 0.0 : ratio * advantage;
   const double low = 1.0 - static_cast<double>(p.options.clip_low);
   const double high = 1.0 + static_cast<double>(p.options.clip_high);
-  const double bounded = advantage == 0 ? 0.0 : (ratio < low ? low : ratio > high ? high : ratio) * advantage;
+  const double clamped = ratio < low ? low : ratio > high ? high : ratio;
+  const double capped = ratio > p.options.delta ? p.options.delta : ratio;
   PolicyTerms terms{};
-  terms.clipped = bounded < unclipped;
-  terms.loss = -(terms.clipped ? bounded : unclipped);
-  terms.derivative = terms.clipped ? 0.0 : -unclipped;
+  // Without advantage there is no policy term, whatever the ratio.
+  if (advantage != 0) {
+    const double unclipped = capped * advantage;
+    const double bounded = clamped * advantage;
+    const bool takes_bounded = bounded < unclipped;
+    terms.loss = -(takes_bounded ? bounded : unclipped);
+    // Where the ratio that counts stands at a bound, it does not follow the log-probability; a NaN shows.
+    const bool fixed = takes_bounded ? ratio < low || ratio > high : ratio > p.options.delta;
+    terms.derivative = fixed ? 0.0 : -ratio * advantage;
+    terms.clipped = advantage < 0 ? capped < low : capped > high;
+  }
   if (p.ref_logps == nullptr) return terms;
   const double delta = p.ref_logps[row] - logp;
   const double growth = std::expm1(delta);

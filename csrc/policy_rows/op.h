@@ -40,6 +40,7 @@ struct PolicyOptions {
   float clip_high;
   float kl_clamp;     // inf: no clamp
   float unbiased_kl;  // not 0: the KL estimate is multiplied by the ratio
+  float delta;        // largest unclipped ratio, inf: no limit
 };
 
 struct PolicyRows {

@@ -83,6 +83,18 @@ def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path:
             assert metrics[name][-2] == pytest.approx(metrics[name][-1], abs=1e-5), name
 
 
+# Bounds above the clip range, inside of it and below the ratios.
+@pytest.mark.parametrize("delta", [1.4, 1.1, 0.5])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_equals_trl_with_two_sided_clipping(delta: float, level: str, tmp_path: Path) -> None:
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0, delta=delta, importance_sampling_level=level)
+    inputs = make_inputs(True)
+    inputs["old_per_token_logps"] -= 0.5
+    unbounded = make_trainer(FusedTrainer, tmp_path, beta=0.0, importance_sampling_level=level)
+    ours = assert_equals_trl(trainer, inputs)
+    assert not torch.allclose(ours, loss_and_gradient(unbounded, FusedTrainer._compute_loss, inputs)[0])
+
+
 def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) -> None:
     trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
     inputs = make_inputs(True)
@@ -215,7 +227,6 @@ def test_trains(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"loss_type": "cispo"}, "unsupported loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo, luspo"),
-        ({"delta": 2.0}, "the fused loss has no delta"),
         ({"top_entropy_quantile": 0.5}, "the fused loss has no top_entropy_quantile"),
     ],
 )

@@ -60,6 +60,8 @@ def call(op: str, **change: Any) -> None:
         ({"clip_low": -0.2}, ValueError, r"clip_low must be in \[0, 1\), got -0.2"),
         ({"clip_low": math.nan}, ValueError, r"clip_low must be in \[0, 1\), got nan"),
         ({"clip_high": math.nan}, ValueError, "clip_high must be >= 0, got nan"),
+        ({"delta": 0.0}, ValueError, "delta must be > 0, got 0.0; pass delta=None for an unbounded ratio"),
+        ({"delta": math.nan}, ValueError, "delta must be > 0, got nan"),
         ({"kl_clamp": -1.0}, ValueError, "kl_clamp must be > 0, got -1.0"),
         ({"loss_type": "cispo"}, ValueError, "unknown loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo"),
         ({"importance_sampling_level": "batch"}, ValueError, "unknown importance_sampling_level, got 'batch'"),

@@ -52,13 +52,22 @@ def options_of(case: Case, name: str) -> dict[str, Any]:
             "unbiased_kl": True,
             "importance_sampling_level": "sequence",
         },
+        # Ratios of e^1.5 and around, above the bound under advantages of both signs.
+        "delta": {"old_logps": case.old_logps - 1.5, "delta": 3.0},
+        # Below the clip range's end: the bound acts where the clip would have.
+        "low_delta": {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "delta": 1.1},
+        "sequence_delta": {
+            "old_logps": case.old_logps - 0.5,
+            "delta": 1.5,
+            "importance_sampling_level": "sequence",
+        },
         "wide_clip": {"old_logps": case.old_logps - 2, "clip_low": 0.0, "clip_high": 5.0},
     }[name]
 
 
 OPTION_NAMES = (
     "on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "unbiased_kl", "unbiased_on_policy",
-    "unbiased_sequence", "wide_clip",
+    "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta",
 )  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
     logits = case.logits.to(dtype)
     tolerance = ROUNDING[dtype]
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=1.0)
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=1.0, delta=1.1)
     tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     truth_grad, grad = torch.empty_like(logits), torch.full_like(logits, torch.nan)
     truth = rows.policy_rows(logits, tensors, options, truth_grad)

@@ -92,7 +92,6 @@ class FusedGRPOLossMixin:
                 f"use one of {', '.join((*LOSS_TYPES, _LUSPO))}"
             )
         unsupported = {
-            "delta": self.args.delta is not None,
             "off_policy_mask_threshold": self.args.off_policy_mask_threshold is not None,
             "top_entropy_quantile": self.args.top_entropy_quantile < 1.0,
             "entropy_coef": getattr(self, "_entropy_bonus_enabled", False),
@@ -142,6 +141,7 @@ class FusedGRPOLossMixin:
             "clip_high": self.epsilon_high,
             "kl_clamp": None,
             "unbiased_kl": self.args.use_bias_correction_kl,
+            "delta": self.args.delta,
             "loss_type": "dr_grpo" if luspo else self.loss_type,
             "max_completion_length": 1 if luspo else self.max_completion_length,
             "num_items": num_items,

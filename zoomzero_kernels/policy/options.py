@@ -67,6 +67,7 @@ class PolicyOptions(NamedTuple):
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
     kl_clamp: largest KL estimate, inf for no limit.
     unbiased_kl: 1 if the KL estimate is multiplied by the ratio, else 0.
+    delta: largest unclipped ratio, inf for no limit.
     """
 
     temperature: float = 1.0
@@ -75,6 +76,7 @@ class PolicyOptions(NamedTuple):
     clip_high: float = 0.28
     kl_clamp: float = math.inf
     unbiased_kl: float = 0.0
+    delta: float = math.inf
 
 
 class RowOutputs(NamedTuple):
@@ -144,6 +146,8 @@ def check_options(op: str, options: PolicyOptions) -> None:
         raise ValueError(f"{op}: clip_high must be >= 0, got {clip_high}; the ratio is clipped at 1 + clip_high")
     if not kl_clamp > 0:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
+    if not options.delta > 0:
+        raise ValueError(f"{op}: delta must be > 0, got {options.delta}; pass delta=None for an unbounded ratio")
 
 
 def check_temperature(op: str, temperature: float) -> None:

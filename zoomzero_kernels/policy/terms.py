@@ -20,7 +20,7 @@ class PolicyTerms(NamedTuple):
     slope: derivative of the loss in the token's log-probability, where the ratio is that of the token.
     ratio_slope: its part that comes through the ratio: the derivative in the log-ratio.
     kl: the estimate, 0 without a reference.
-    clipped: whether the clipped ratio was taken.
+    clipped: whether the ratio was clipped to the side of its advantage.
     """
 
     loss: Tensor
@@ -41,12 +41,17 @@ def policy_terms(
     advantages = advantages.to(logps.dtype)
     # Bounded, because inf * 0 would be NaN.
     ratio = torch.ones_like(logps) if log_ratio is None else log_ratio.exp().clamp(max=torch.finfo(logps.dtype).max)
+    low, high = 1 - options.clip_low, 1 + options.clip_high
+    capped = ratio.clamp(max=options.delta)
     nothing = advantages == 0
-    unclipped = torch.where(nothing, 0.0, ratio * advantages)
-    bounded = torch.where(nothing, 0.0, ratio.clamp(1 - options.clip_low, 1 + options.clip_high) * advantages)
-    clipped = bounded < unclipped
-    loss = -torch.minimum(unclipped, bounded)
-    slope = torch.where(clipped, 0.0, -unclipped)
+    unclipped = torch.where(nothing, 0.0, capped * advantages)
+    bounded = torch.where(nothing, 0.0, ratio.clamp(low, high) * advantages)
+    takes_bounded = bounded < unclipped
+    loss = -torch.where(takes_bounded, bounded, unclipped)
+    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
+    fixed = torch.where(takes_bounded, (ratio < low) | (ratio > high), ratio > options.delta)
+    slope = torch.where(nothing | fixed, 0.0, -ratio * advantages)
+    clipped = torch.where(advantages < 0, capped < low, capped > high) & ~nothing
     if ref_logps is None:
         return PolicyTerms(loss, slope, slope, torch.zeros_like(logps), clipped)
     delta = ref_logps.to(logps.dtype) - logps

@@ -38,6 +38,7 @@ def grpo_loss(
     clip_high: float = 0.28,
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
+    delta: float | None = None,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -48,7 +49,7 @@ def grpo_loss(
     With ``logp = log_softmax(logits / temperature)[token]``, ``ratio = exp(logp - old_logp)`` and
     ``d = ref_logp - logp``, the loss of a token is
     ``-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A) + beta * clamp(exp(d) - d - 1, max=kl_clamp)``.
-    ``unbiased_kl`` multiplies the KL estimate by the ratio.
+    ``unbiased_kl`` multiplies the KL estimate by the ratio; ``delta`` bounds the first ratio.
     At the sequence level the log-ratio is replaced by its mean over the valid tokens of the sequence.
     logits [B, T, V] in float32 or float64, other tensors [B, T]; ``loss`` is differentiable by autograd.
     """
@@ -65,9 +66,8 @@ def grpo_loss(
         log_ratio = (log_ratio.sum(-1) / valid.sum(-1).clamp(min=1.0)).unsqueeze(-1).expand_as(logps)
     # No ratio, however large, makes a loss of an advantage of 0.
     ratio = torch.where(per_token == 0, 0.0, log_ratio).exp()
-    unclipped = ratio * per_token
-    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * per_token
-    token_loss = -torch.min(unclipped, clipped)
+    capped = ratio if delta is None else ratio.clamp(max=delta)
+    token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
         delta = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - torch.where(valid, logps, 0.0)
@@ -82,7 +82,8 @@ def grpo_loss(
     num_valid = valid.sum().clamp(min=1)
     probabilities = log_probs.detach().exp()
     plogp = torch.where(probabilities > 0, probabilities * log_probs.detach(), 0.0)
-    was_clipped = (clipped < unclipped) & valid
+    too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
+    was_clipped = (too_low | too_high) & valid
     return GRPOLossOutput(
         loss=_normalise(token_loss, valid, loss_type, max_completion_length, num_items),
         logps=torch.where(valid, logps.detach(), 0.0),

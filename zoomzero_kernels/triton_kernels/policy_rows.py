@@ -146,7 +146,7 @@ def policy_rows_kernel(
     stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
     num_tokens: tl.int32, vocab_size: tl.int32,
     inv_temperature: tl.float32, beta: tl.float32, clip_low: tl.float32, clip_high: tl.float32, kl_clamp: tl.float32,
-    unbiased_kl: tl.float32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
+    unbiased_kl: tl.float32, delta: tl.float32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All of the policy loss for one row; outputs [B, T] float32 are zeroed by the caller."""
@@ -168,13 +168,18 @@ def policy_rows_kernel(
     ratio = tl.where(ratio > _LARGEST, _LARGEST, ratio)
     low = 1.0 - clip_low
     high = 1.0 + clip_high
-    bounded = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)) * advantage
+    clamped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
+    capped = tl.where(ratio > delta, delta, ratio)
     # Without advantage there is no policy term, whatever the ratio.
-    unclipped = tl.where(advantage == 0.0, 0.0, ratio * advantage)
-    bounded = tl.where(advantage == 0.0, 0.0, bounded)
-    is_clipped = bounded < unclipped
-    loss = -tl.where(is_clipped, bounded, unclipped)
-    slope = tl.where(is_clipped, 0.0, -unclipped)
+    nothing = advantage == 0.0
+    unclipped = tl.where(nothing, 0.0, capped * advantage)
+    bounded = tl.where(nothing, 0.0, clamped * advantage)
+    takes_bounded = bounded < unclipped
+    loss = -tl.where(takes_bounded, bounded, unclipped)
+    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
+    fixed = tl.where(takes_bounded, (ratio < low) | (ratio > high), ratio > delta)
+    slope = tl.where(nothing | fixed, 0.0, -ratio * advantage)
+    is_clipped = tl.where(advantage < 0.0, capped < low, capped > high) & (advantage != 0.0)
     if has_ref != 0:
         delta = tl.load(ref_logps_ptr + row) - logp
         estimate = _k3(delta)
