@@ -42,9 +42,12 @@ RowStatistics statistics_of(const LogitRows& rows, const RowMath& math, int64_t 
 
 double logit_of(const void* row, ElementType type, int64_t index) {
   switch (type) {
-    case ElementType::kFloat32: return static_cast<const float*>(row)[index];
-    case ElementType::kBFloat16: return to_float(static_cast<const BFloat16Bits*>(row)[index]);
-    case ElementType::kFloat16: return to_float(static_cast<const Float16Bits*>(row)[index]);
+    case ElementType::kFloat32:
+      return static_cast<const float*>(row)[index];
+    case ElementType::kBFloat16:
+      return to_float(static_cast<const BFloat16Bits*>(row)[index]);
+    case ElementType::kFloat16:
+      return to_float(static_cast<const Float16Bits*>(row)[index]);
   }
   __builtin_unreachable();
 }

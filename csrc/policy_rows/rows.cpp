@@ -44,8 +44,8 @@ constexpr float kLowestPower = -127.0f;
 // 1.5 * 2^23 + 127: adding it rounds to an integer, kept with the exponent's bias in the low mantissa bits.
 constexpr float kRounder = 12582912.0f + 127.0f;
 
-// 2^(n + f) for |f| <= 1/2 and `shifted` = n + kRounder, n from kLowestPower to 0, or NaN. 2^f is the degree-5 polynomial
-// that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
+// 2^(n + f) for |f| <= 1/2 and `shifted` = n + kRounder, n from kLowestPower to 0, or NaN. 2^f is the degree-5
+// polynomial that is 1 at 0 and has the least largest relative error (9e-8; weighted least squares, iterated).
 inline Floats power_of_two(Floats f, Floats shifted) {
   Floats y = broadcast(1.3264728e-3f);
   y = y * f + 9.6715130e-3f;
@@ -166,8 +166,8 @@ struct RunningSums {
   }
 };
 
-// Adds 2^(difference * scale) and its product with the difference, a finite number. The scale enters with the rounding to
-// an integer, which takes no instruction of its own.
+// Adds 2^(difference * scale) and its product with the difference, a finite number. The scale enters with the rounding
+// to an integer, which takes no instruction of its own.
 inline void accumulate(Floats difference, float scale, Floats& sum, Floats& weighted) {
   const Floats shifted = difference * scale + kRounder;
   const Floats power = power_of_two(difference * scale - (shifted - kRounder), shifted);
@@ -197,7 +197,8 @@ inline void add_block(const float* logits, int64_t num_vectors, RunningSums& sum
   Floats sum[4] = {};
   Floats weighted[4] = {};
   for (int64_t i = 0; i + 4 <= num_vectors; i += 4) {
-    for (int64_t k = 0; k < 4; ++k) accumulate(at_least(broadcast(lowest), vector(i + k) - largest), scale, sum[k], weighted[k]);
+    for (int64_t k = 0; k < 4; ++k)
+      accumulate(at_least(broadcast(lowest), vector(i + k) - largest), scale, sum[k], weighted[k]);
   }
   for (int64_t i = num_vectors / 4 * 4; i < num_vectors; ++i) {
     accumulate(at_least(broadcast(lowest), vector(i) - largest), scale, sum[0], weighted[0]);
@@ -206,7 +207,8 @@ inline void add_block(const float* logits, int64_t num_vectors, RunningSums& sum
   sums.weighted += sum_of((weighted[0] + weighted[1]) + (weighted[2] + weighted[3])) * sums.inv_temperature;
 }
 
-// `count` logits as float32, padded with -inf to whole vectors: in place where they are that already, else in the buffer.
+// `count` logits as float32, padded with -inf to whole vectors: in place where they are that already, else in the
+// buffer.
 template <typename T>
 inline const float* widened(const T* logits, int64_t count, float* buffer) {
   const int64_t whole = count / kLanes;

@@ -7,9 +7,10 @@
 
 namespace zoomzero {
 
-// largest = max logits, log_sum = log sum exp((logits - largest) * inv_temperature), entropy in nats. As one number, the
-// log-sum-exp, the first two would lose log_sum's digits under large logits. The largest is taken before any rounding, so
-// that no difference is above 0, and no log-probability: see Note [Scaled alike] in zoomzero_kernels/policy/rows.py.
+// largest = max logits, log_sum = log sum exp((logits - largest) * inv_temperature), entropy in nats. As one number,
+// the log-sum-exp, the first two would lose log_sum's digits under large logits. The largest is taken before any
+// rounding, so that no difference is above 0, and no log-probability: see Note [Scaled alike] in
+// zoomzero_kernels/policy/rows.py.
 struct RowStatistics {
   double largest;
   double log_sum;
