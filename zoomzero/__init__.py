@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from zoomzero.answering.answer import Answer, AnswerOptions, Cost, Pass, Query
     from zoomzero.answering.engine import ZoomZero
     from zoomzero.inputs import VideoInputs, load_processor
+    from zoomzero.models.shared_prefix import shared_prefix
     from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 
     __version__: str
@@ -26,6 +27,7 @@ _HOMES = {
     "ZoomZeroConfig": "zoomzero.training",
     "ZoomZeroTrainer": "zoomzero.training",
     "load_processor": "zoomzero.inputs",
+    "shared_prefix": "zoomzero.models.shared_prefix",
 }
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "ZoomZeroConfig",
     "ZoomZeroTrainer",
     "load_processor",
+    "shared_prefix",
 ]
 
 

@@ -24,7 +24,7 @@ from zoomzero_kernels.attention.blocks import blocks_of
 _OP = "shared_prefix_attention"
 
 
-def _rows_of(branch_lengths: Sequence[int], branch_counts: Sequence[int]) -> list[list[int]]:
+def _nested(branch_lengths: Sequence[int], branch_counts: Sequence[int]) -> list[list[int]]:
     lengths = iter(branch_lengths)
     return [[next(lengths) for _ in range(count)] for count in branch_counts]
 
@@ -37,9 +37,10 @@ def _shared_prefix_attention(
     prefix_lengths: Sequence[int],
     branch_lengths: Sequence[int],
     branch_counts: Sequence[int],
+    groups_per_row: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    blocks = blocks_of(prefix_lengths, _rows_of(branch_lengths, branch_counts))
+    blocks = blocks_of(prefix_lengths, _nested(branch_lengths, branch_counts), groups_per_row)
     return merged.forward(flash.kernel_for(query), query, key, value, blocks, scale)
 
 
@@ -59,9 +60,10 @@ def _shared_prefix_attention_backward(
     prefix_lengths: Sequence[int],
     branch_lengths: Sequence[int],
     branch_counts: Sequence[int],
+    groups_per_row: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    blocks = blocks_of(prefix_lengths, _rows_of(branch_lengths, branch_counts))
+    blocks = blocks_of(prefix_lengths, _nested(branch_lengths, branch_counts), groups_per_row)
     return merged.backward(flash.kernel_for(query), grad, query, key, value, out, sums, blocks, scale)
 
 
@@ -79,7 +81,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*_shared_prefix_attention_backward(grad, *ctx.saved_tensors, *ctx.options), None, None, None, None)
+    return (*_shared_prefix_attention_backward(grad, *ctx.saved_tensors, *ctx.options), *(None for _ in ctx.options))
 
 
 _shared_prefix_attention.register_autograd(_backward, setup_context=_setup_context)
@@ -92,6 +94,7 @@ def shared_prefix_attention(
     prefix_lengths: Sequence[int],
     branch_lengths: Sequence[Sequence[int]],
     *,
+    groups_per_row: Sequence[int] | None = None,
     scale: float | None = None,
 ) -> Tensor:
     """Attention of packed rows [prefix | branch 0 | ... | branch G-1 | padding], never holding [L, L].
@@ -105,8 +108,10 @@ def shared_prefix_attention(
         query: [P, H, L, D] float32, float64, bfloat16 or float16; any strides.
         key: [P, Hkv, L, D], H a multiple of Hkv: query head h reads key head h // (H / Hkv), which is not repeated.
         value: as `key`.
-        prefix_lengths: P ints, 0 for a row without a prefix.
-        branch_lengths: P lists of ints, the row's branches in order; rows may differ in number, and lengths may be 0.
+        prefix_lengths: one int per group, 0 for one without a prefix; a row holds one group unless told.
+        branch_lengths: one list of ints per group, its branches in order; any number of any lengths, 0 too.
+        groups_per_row: P ints, how many groups [prefix | branches] lie one after the other in each row, blind to each
+            other: groups of unequal lengths need no padding.
         scale: factor of the scores, D**-0.5 unless given.
 
     Returns:
@@ -121,7 +126,10 @@ def shared_prefix_attention(
     if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
         query, key, value = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (query, key, value))
     _check_tensors(query, key, value)
-    _check_lengths(query, prefix_lengths, branch_lengths)
+    if groups_per_row is None:
+        groups_per_row = [1] * query.shape[0]
+    _check_groups(query, prefix_lengths, branch_lengths, groups_per_row)
+    _check_lengths(query, prefix_lengths, branch_lengths, groups_per_row)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"{_OP}: scale must be finite, got {scale}; leave it out for D**-0.5")
     out, _ = _shared_prefix_attention(
@@ -131,6 +139,7 @@ def shared_prefix_attention(
         list(prefix_lengths),
         [length for branches in branch_lengths for length in branches],
         [len(branches) for branches in branch_lengths],
+        list(groups_per_row),
         query.shape[-1] ** -0.5 if scale is None else float(scale),
     )
     return out
@@ -166,32 +175,50 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
         )
 
 
-def _check_lengths(query: Tensor, prefix_lengths: Sequence[int], branch_lengths: Sequence[Sequence[int]]) -> None:
-    rows, _, length, _ = query.shape
-    for name, lengths in (("prefix_lengths", prefix_lengths), ("branch_lengths", branch_lengths)):
+def _check_groups(query: Tensor, prefix_lengths: Any, branch_lengths: Any, groups_per_row: Any) -> None:
+    named = {"prefix_lengths": prefix_lengths, "branch_lengths": branch_lengths, "groups_per_row": groups_per_row}
+    for name, lengths in named.items():
         if isinstance(lengths, Tensor):
             raise TypeError(f"{_OP}: {name} must be a list, got a tensor; pass its .tolist(), made once per batch")
-        if len(lengths) != rows:
+    if len(groups_per_row) != query.shape[0]:
+        raise ValueError(
+            f"{_OP}: groups_per_row must have one entry per packed row, {query.shape[0]}, got {len(groups_per_row)}; "
+            "leave it out where each row holds one group"
+        )
+    for name in ("prefix_lengths", "branch_lengths"):
+        if len(named[name]) != sum(groups_per_row):
             raise ValueError(
-                f"{_OP}: {name} must have one entry per packed row, {rows}, got {len(lengths)}; pass every row's"
+                f"{_OP}: {name} must have one entry per group, {sum(groups_per_row)}, got {len(named[name])}; "
+                "pass every group's"
             )
-    for row, (prefix, branches) in enumerate(zip(prefix_lengths, branch_lengths, strict=True)):
+
+
+def _check_lengths(
+    query: Tensor,
+    prefix_lengths: Sequence[int],
+    branch_lengths: Sequence[Sequence[int]],
+    groups_per_row: Sequence[int],
+) -> None:
+    totals: list[int] = []
+    for group, (prefix, branches) in enumerate(zip(prefix_lengths, branch_lengths, strict=True)):
         if isinstance(branches, int | Tensor):
             raise TypeError(
-                f"{_OP}: branch_lengths must be a list of lists of ints, got {type(branches).__name__} for row {row}; "
-                "pass the lengths of all its branches"
+                f"{_OP}: branch_lengths must be a list of lists of ints, got {type(branches).__name__} for group "
+                f"{group}; pass the lengths of all its branches"
             )
         for part in (prefix, *branches):
             if not isinstance(part, int):
                 raise TypeError(
-                    f"{_OP}: lengths must be ints, got {type(part).__name__} in row {row}; pass lists of ints"
+                    f"{_OP}: lengths must be ints, got {type(part).__name__} in group {group}; pass lists of ints"
                 )
             if part < 0:
-                raise ValueError(
-                    f"{_OP}: lengths must be >= 0, got {part} in row {row}; pass how many places there are"
-                )
-        if prefix + sum(branches) > length:
+                raise ValueError(f"{_OP}: lengths must be >= 0, got {part} in group {group}; pass numbers of tokens")
+        totals.append(prefix + sum(branches))
+    left = iter(totals)
+    for row, num_groups in enumerate(groups_per_row):
+        used = sum(next(left) for _ in range(num_groups))
+        if used > query.shape[2]:
             raise ValueError(
-                f"{_OP}: prefix and branches must fit into the row of {length} places, got {prefix} + "
-                f"{sum(branches)} in row {row}; pass lengths in tokens of the packed row"
+                f"{_OP}: prefixes and branches must fit into the row of {query.shape[2]} places, got {used} in row "
+                f"{row}; pass lengths in tokens of the packed row"
             )

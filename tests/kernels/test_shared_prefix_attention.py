@@ -118,36 +118,41 @@ def test_equals_dense_attention(dtype: torch.dtype, heads: tuple[int, int], size
 
 
 @st.composite
-def groups(draw: Callable[..., Any]) -> tuple[list[int], list[list[int]], int]:
-    """1 to 3 rows of any prefix and any branches, and a row length with or without padding."""
-    lengths = st.integers(0, 9)
-    rows = draw(st.lists(st.tuples(st.integers(0, 20), st.lists(lengths, max_size=6)), min_size=1, max_size=3))
-    longest = max(prefix + sum(branches) for prefix, branches in rows)
-    return [prefix for prefix, _ in rows], [branches for _, branches in rows], longest + draw(st.integers(0, 3))
+def groups(draw: Callable[..., Any]) -> tuple[list[int], list[list[int]], list[int], int]:
+    """1 to 3 rows of 0 to 2 groups of any prefix and any branches, and a row length with or without padding."""
+    group = st.tuples(st.integers(0, 20), st.lists(st.integers(0, 9), max_size=6))
+    rows = draw(st.lists(st.lists(group, max_size=2), min_size=1, max_size=3))
+    longest = max(sum(prefix + sum(branches) for prefix, branches in row) for row in rows)
+    flat = [group for row in rows for group in row]
+    lengths = [prefix for prefix, _ in flat], [branches for _, branches in flat]
+    return *lengths, [len(row) for row in rows], longest + draw(st.integers(0, 3))
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=groups(), kv_heads=st.sampled_from([1, 2, 4]), seed=st.integers(0, 9))
-def test_any_ragged_group_equals_dense_attention(
-    case: tuple[list[int], list[list[int]], int], kv_heads: int, seed: int
+def test_any_ragged_groups_equal_dense_attention(
+    case: tuple[list[int], list[list[int]], list[int], int], kv_heads: int, seed: int
 ) -> None:
-    prefixes, branches, length = case
-    tensors = make_tensors((4, kv_heads), 5, len(prefixes), length, seed)
-    truth = run(reference.shared_prefix_attention, tensors, prefixes, branches)
-    for got, exact in zip(run(shared_prefix_attention, tensors, prefixes, branches), truth, strict=True):
+    prefixes, branches, per_row, length = case
+    tensors = make_tensors((4, kv_heads), 5, len(per_row), length, seed)
+    truth = run(reference.shared_prefix_attention, tensors, prefixes, branches, groups_per_row=per_row)
+    ours = run(shared_prefix_attention, tensors, prefixes, branches, groups_per_row=per_row)
+    for got, exact in zip(ours, truth, strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
 
 
+# One row; three; and three groups in one row with another in a second, where tokens are neighbours and where not.
 @pytest.mark.parametrize("kernel", [EagerKernel(), RaggedFlashKernel()], ids=["eager", "ragged"])
-@pytest.mark.parametrize("rows", [slice(0, 1), slice(0, 3)], ids=["one row", "three rows"])
+@pytest.mark.parametrize("per_row", [[1], [1, 1, 1], [3], [2, 0, 1]], ids=str)
 def test_other_kernels_equal_dense_attention(
-    kernel: Kernel, rows: slice, ragged_ops: None, monkeypatch: pytest.MonkeyPatch
+    kernel: Kernel, per_row: list[int], ragged_ops: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(eager, "_MAX_SCORES", 200)  # several chunks of queries
     with_kernel(monkeypatch, kernel)
-    tensors = [tensor[rows] for tensor in make_tensors()]
-    truth = run(reference.shared_prefix_attention, tensors, PREFIXES[rows], BRANCHES[rows])
-    ours = run(shared_prefix_attention, tensors, PREFIXES[rows], BRANCHES[rows])
+    lengths = PREFIXES[: sum(per_row)], BRANCHES[: sum(per_row)]
+    tensors = make_tensors(rows=len(per_row), length=50)
+    truth = run(reference.shared_prefix_attention, tensors, *lengths, groups_per_row=per_row)
+    ours = run(shared_prefix_attention, tensors, *lengths, groups_per_row=per_row)
     for got, exact in zip(ours, truth, strict=True):
         torch.testing.assert_close(got, exact, rtol=1e-9, atol=1e-11)
 
@@ -225,7 +230,7 @@ def test_opcheck_and_compile() -> None:
         (query, key, value),
         [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)],
     ):
-        arguments = (*tensors, PREFIXES, flat, counts, 0.3)
+        arguments = (*tensors, PREFIXES, flat, counts, [1, 1, 1], 0.3)
         torch.library.opcheck(torch.ops.zoomzero.shared_prefix_attention.default, arguments)
 
     def total(*tensors: Tensor, lengths: list[int]) -> Tensor:
@@ -269,7 +274,7 @@ class LargestTensor(TorchDispatchMode):
 def test_holds_nothing_quadratic_and_repeats_no_keys(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "_MAX_SCORES", 1 << 14)
     tensors = [tensor.float() for tensor in make_tensors((8, 1), 4, 1, 1500)]
-    blocks = blocks_of([1100], [[100] * 4])
+    blocks = blocks_of([1100], [[100] * 4], [1])
     with LargestTensor() as largest:
         out, sums = merged.forward(kernel, *tensors, blocks, 0.5)
         merged.backward(kernel, torch.ones_like(out), *tensors, out, sums, blocks, 0.5)
@@ -325,12 +330,19 @@ def _lengths(**change: Any) -> dict[str, Any]:
         ({"value": torch.zeros(3, 3, 22, 8)}, ValueError, r"value must have key's shape \[3, 2, 22, 8\]"),
         ({"query": torch.zeros(3, 6, 22, 0)}, ValueError, "head size D must be at least 1"),
         ({"prefix_lengths": torch.tensor(PREFIXES)}, TypeError, "prefix_lengths must be a list, got a tensor"),
-        ({"prefix_lengths": [11, 7]}, ValueError, "prefix_lengths must have one entry per packed row, 3, got 2"),
-        ({"branch_lengths": BRANCHES[:2]}, ValueError, "branch_lengths must have one entry per packed row, 3, got 2"),
-        ({"branch_lengths": [4, 2, 5]}, TypeError, "branch_lengths must be a list of lists of ints, got int for row 0"),
-        ({"prefix_lengths": [11.0, 7, 0]}, TypeError, "lengths must be ints, got float in row 0"),
-        ({"branch_lengths": [[4], [-2], [5]]}, ValueError, "lengths must be >= 0, got -2 in row 1"),
-        ({"branch_lengths": [[4], [2], [5, 18]]}, ValueError, r"fit into the row of 22 places, got 0 \+ 23 in row 2"),
+        ({"prefix_lengths": [11, 7]}, ValueError, "prefix_lengths must have one entry per group, 3, got 2"),
+        ({"branch_lengths": BRANCHES[:2]}, ValueError, "branch_lengths must have one entry per group, 3, got 2"),
+        (
+            {"branch_lengths": [4, 2, 5]},
+            TypeError,
+            "branch_lengths must be a list of lists of ints, got int for group 0",
+        ),
+        ({"prefix_lengths": [11.0, 7, 0]}, TypeError, "lengths must be ints, got float in group 0"),
+        ({"branch_lengths": [[4], [-2], [5]]}, ValueError, "lengths must be >= 0, got -2 in group 1"),
+        ({"branch_lengths": [[4], [2], [5, 18]]}, ValueError, r"fit into the row of 22 places, got 23 in row 2"),
+        ({"groups_per_row": [3]}, ValueError, "groups_per_row must have one entry per packed row, 3, got 1"),
+        ({"groups_per_row": [2, 1, 1]}, ValueError, "prefix_lengths must have one entry per group, 4, got 3"),
+        ({"groups_per_row": [3, 0, 0]}, ValueError, "fit into the row of 22 places, got 45 in row 0"),
         ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
     ],
 )

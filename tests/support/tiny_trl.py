@@ -44,9 +44,9 @@ def make_trainer(
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     arguments = GRPOConfig(
-        output_dir=str(folder), per_device_train_batch_size=4, num_generations=2, max_completion_length=6,
-        gradient_accumulation_steps=2, use_cpu=True, bf16=False, report_to=[], logging_steps=1, epsilon=0.2,
-        epsilon_high=0.28, **{"max_steps": 1, **options},
+        output_dir=str(folder), max_completion_length=6, gradient_accumulation_steps=2, use_cpu=True, bf16=False,
+        report_to=[], logging_steps=1, epsilon=0.2, epsilon_high=0.28,
+        **{"per_device_train_batch_size": 4, "num_generations": 2, "max_steps": 1, **options},
     )  # fmt: skip
     return trainer(
         model=model or make_model(),

@@ -1,14 +1,14 @@
 """What a packed row asks of attention: blocks of queries over blocks of keys.
 
-A row [prefix | branch 0 | ... | branch G-1 | padding] needs two kinds of blocks. "Own" blocks are causal: the prefix
-over itself and each branch over itself. "Shared" blocks have no mask: all branches of a row over its prefix. No block
+A group [prefix | branch 0 | ... | branch G-1] needs two kinds of blocks. "Own" blocks are causal: the prefix
+over itself and each branch over itself. "Shared" blocks have no mask: all branches of a group over its prefix. No block
 holds a pair that is computed in vain, and padding belongs to no block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -50,21 +50,28 @@ class Blocks(NamedTuple):
     shared: list[Block]
 
 
-def blocks_of(prefix_lengths: Sequence[int], branch_lengths: Sequence[Sequence[int]]) -> Blocks:
-    """The blocks of P packed rows; neighbouring branches of one length share an own block."""
+def blocks_of(
+    prefix_lengths: Sequence[int], branch_lengths: Sequence[Sequence[int]], groups_per_row: Sequence[int]
+) -> Blocks:
+    """The blocks of all groups; neighbouring branches of one length share an own block.
+
+    groups_per_row: how many groups lie one after the other in each packed row.
+    """
     own: list[Block] = []
     shared: list[Block] = []
-    for row, (prefix, branches) in enumerate(zip(prefix_lengths, branch_lengths, strict=True)):
-        if prefix:
-            own.append(Block(row, 0, prefix, 0, prefix))
-        start = prefix
-        for length, run in groupby(branches):
-            count = len(list(run))
-            if length:
-                own.append(Block(row, start, length, start, length, count))
-            start += count * length
-        if prefix and start > prefix:
-            shared.append(Block(row, prefix, start - prefix, 0, prefix))
+    groups = zip(prefix_lengths, branch_lengths, strict=True)
+    for row, num_groups in enumerate(groups_per_row):
+        place = 0
+        for prefix, branches in islice(groups, num_groups):
+            first = place
+            for length, run in chain([(prefix, [prefix])], groupby(branches)):
+                num_windows = len(list(run))
+                if length:
+                    own.append(Block(row, place, length, place, length, num_windows))
+                place += num_windows * length
+            behind = first + prefix
+            if prefix and place > behind:
+                shared.append(Block(row, behind, place - behind, first, prefix))
     return Blocks(own, shared)
 
 
