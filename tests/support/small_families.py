@@ -37,7 +37,7 @@ def small_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Hidden 96, 3 layers of 3 heads; a vision tower of 3 layers over patches of 8 pixels. Float32, evaluation mode."""
     tokenizer = tiny_tokenizer()
     vocabulary = tokenizer.get_vocab()
-    text = {
+    text: dict[str, Any] = {
         "vocab_size": len(tokenizer), "hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3,
         "num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 32, "max_position_embeddings": 4096,
         "initializer_range": 0.08,
@@ -47,7 +47,10 @@ def small_model(name: str, seed: int = 0) -> PreTrainedModel:
     }  # fmt: skip
     vision = {"depth": 3, "num_heads": 3, "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2,
               "in_channels": 3, "initializer_range": 0.12, **_VISION[name]}  # fmt: skip
-    if name == "qwen2_vl":
+    if name == "qwen3_vl":
+        # As published; transformers always interleaves, vLLM asks the config.
+        text["rope_parameters"]["mrope_interleaved"] = True
+    else:
         del text["head_dim"]
     config = AutoConfig.for_model(
         name,
