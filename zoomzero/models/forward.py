@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from zoomzero.models.encoding import EncodedPrompt, language_inputs
+from zoomzero.models.packed_attention import PREFIX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +58,7 @@ def additive_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:
 
     ValueError for other attention implementations: they take no 4-D mask.
     """
-    implementation = model.model.language_model.config._attn_implementation
+    implementation = model.model.language_model.config._attn_implementation.removeprefix(PREFIX)
     if implementation == "sdpa":
         return mask
     if implementation == "eager":

@@ -1,11 +1,11 @@
-"""Shared-prefix packing: one row holds a prompt once and all completions of its group.
+"""Shared-prefix packing: one row holds every prompt once, each followed by all completions of its group.
 
-Problem: GRPO's log-probability and gradient passes run G full rows a prompt, so the prompt (nearly all tokens when it
-holds a video) is computed G times, forward and backward. Packed, a row is [prompt | completion 0 | ... | completion
-G-1 | pad] with a mask under which a token sees the prompt and its own completion only, and with every completion's
-positions counted from the prompt's end, so each hidden state equals the one of the unpacked row. A completion's last
-token predicts nothing and is left out. The first token of every completion is predicted from the prompt's last
-position.
+Problem: GRPO's log-probability and gradient passes run G full rows per prompt, so the prompt (nearly all tokens when it
+holds a video) is computed G times, forward and backward. Packed, the groups [prompt | completion 0 | ... | completion
+G-1] of a batch lie in one row without padding; a token sees its prompt and its own completion only, and every
+completion's positions count from its prompt's end, so each hidden state equals the one of the unpacked row. A
+completion's last token predicts nothing and is left out. The first token of every completion is predicted from the
+prompt's last position.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.models.encoding import language_inputs
-from zoomzero.models.forward import additive_mask
 from zoomzero.models.head import HeadProbe
+from zoomzero.models.packed_attention import PackedLengths, packed_arguments, use_packed_attention
 
 
 class Prompt(Protocol):
@@ -40,27 +40,27 @@ class Prompt(Protocol):
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """P packed rows of length L holding P * G completions of at most T tokens."""
+    """A row of N tokens that holds P prompts and their P * G completions of at most T tokens."""
 
     input_ids: Tensor
-    """int64 [P, L]."""
+    """int64 [1, N]."""
     position_ids: Tensor
-    """int64 [3, P, L]."""
-    attention_mask: Tensor
-    """bool [P, 1, L, L], true where a token sees another."""
+    """int64 [3, 1, N]."""
+    lengths: PackedLengths
+    """Of the prompts and their completions in the row."""
     is_video: Tensor
-    """bool [P, L]: the places of video features."""
+    """bool [1, N]: the places of video features."""
     predictors: Tensor
-    """int64 [P, G, T]: the place in the row whose hidden state predicts token t of completion g, 0 for padding."""
+    """int64 [P*G, T]: the place in the row whose hidden state predicts token t of a completion, 0 for padding."""
 
     @property
     def num_tokens(self) -> int:
-        """Places computed, padding included."""
+        """Tokens computed."""
         return self.input_ids.numel()
 
 
 def pack_groups(prompts: Sequence[Prompt], token_ids: Tensor, mask: Tensor, *, video_token_id: int) -> PackedGroups:
-    """Pack P prompts and their completions, G consecutive rows of `token_ids` a prompt, into P rows.
+    """Pack P prompts and their completions, G consecutive rows of `token_ids` per prompt, into one row.
 
     token_ids int64 [P*G, T]; mask bool [P*G, T]: true for a completion's tokens, which must come first in their row.
     ValueError if the rows do not divide into P groups or a mask has a gap.
@@ -71,58 +71,43 @@ def pack_groups(prompts: Sequence[Prompt], token_ids: Tensor, mask: Tensor, *, v
             f"pack_groups: completions must come in equal groups, got {num_rows} completions for {num_groups} prompts; "
             "pass every completion of a prompt, next to each other"
         )
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
+    real = mask.cpu()
+    if bool((real[:, 1:] & ~real[:, :-1]).any()):
         raise ValueError(
             "pack_groups: a completion's tokens must come before its padding, got a mask with a gap; "
             "right-pad the completions"
         )
-    device = token_ids.device
-    token_ids = token_ids.view(num_groups, -1, num_steps)
-    kept = (mask.view(token_ids.shape).sum(-1) - 1).clamp(min=0)  # [P, G]: the last token predicts nothing
-    prompt_lengths = torch.tensor([prompt.input_ids.numel() for prompt in prompts], device=device)
-    offsets = prompt_lengths[:, None] + kept.cumsum(-1) - kept
-    row_length = int((prompt_lengths + kept.sum(-1)).max())
-
-    input_ids = torch.zeros(num_groups, row_length, dtype=torch.long, device=device)
-    position_ids = torch.zeros(3, num_groups, row_length, dtype=torch.long, device=device)
-    segments = torch.full((num_groups, row_length), -1, dtype=torch.long, device=device)  # 0 prompt, g + 1, -1 padding
-    for row, prompt in enumerate(prompts):
-        length = prompt.input_ids.numel()
-        input_ids[row, :length] = prompt.input_ids
-        position_ids[:, row, :length] = prompt.position_ids
-        segments[row, :length] = 0
-    is_video = (input_ids == video_token_id) & (segments == 0)
-
-    group, rollout, step = (torch.arange(num_steps, device=device) < kept[..., None]).nonzero(as_tuple=True)
-    place = offsets[group, rollout] + step
-    input_ids[group, place] = token_ids[group, rollout, step]
-    next_positions = torch.tensor([prompt.next_position for prompt in prompts], device=device)
-    position_ids[:, group, place] = next_positions[group] + step
-    segments[group, place] = rollout + 1
+    kept = (real.view(num_groups, -1, num_steps).sum(-1) - 1).clamp(min=0).tolist()  # the last token predicts nothing
+    steps = torch.arange(num_steps, device=token_ids.device).expand(3, -1)
+    input_ids, position_ids, is_video = [], [], []
+    for prompt, completions, lengths in zip(prompts, token_ids.view(num_groups, -1, num_steps), kept, strict=True):
+        is_video += [prompt.input_ids == video_token_id, steps.new_zeros(sum(lengths), dtype=torch.bool)]
+        input_ids += [prompt.input_ids, *(row[:length] for row, length in zip(completions, lengths, strict=True))]
+        position_ids += [prompt.position_ids, *(prompt.next_position + steps[:, :length] for length in lengths)]
+    lengths_of_all = PackedLengths([prompt.input_ids.numel() for prompt in prompts], kept)
     return PackedGroups(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        attention_mask=_shared_prefix_mask(segments),
-        is_video=is_video,
-        predictors=_predictors(prompt_lengths, offsets, kept, num_steps),
+        input_ids=torch.cat(input_ids)[None],
+        position_ids=torch.cat(position_ids, dim=1)[:, None],
+        lengths=lengths_of_all,
+        is_video=torch.cat(is_video)[None],
+        predictors=_predictors(lengths_of_all, num_steps).to(token_ids.device),
     )
 
 
-def _shared_prefix_mask(segments: Tensor) -> Tensor:
-    """segments int64 [P, L] -> bool [P, 1, L, L]; padding sees itself alone, so that no softmax row is empty."""
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    key, query = segments[:, None, :], segments[:, :, None]
-    visible = causal & ((key == 0) | (key == query)) & (query >= 0)
-    return (visible | torch.eye(length, dtype=torch.bool, device=segments.device)).unsqueeze(1)
-
-
-def _predictors(prompt_lengths: Tensor, offsets: Tensor, kept: Tensor, num_steps: int) -> Tensor:
-    """int64 [P, G, T]: prompt's last place for the first token, the place of the token before for the others."""
-    steps = torch.arange(num_steps, device=offsets.device)
-    places = offsets[..., None] + steps - 1
-    places[..., 0] = (prompt_lengths - 1)[:, None]
-    return places.where(steps <= kept[..., None], 0)
+def _predictors(lengths: PackedLengths, num_steps: int) -> Tensor:
+    """int64 [P*G, T]: prompt's last place for the first token, the place of the token before for the others."""
+    rows: list[Tensor] = []
+    place = 0
+    for prompt, completions in zip(*lengths, strict=True):
+        place += prompt
+        prompt_end = place - 1
+        for length in completions:
+            row = torch.zeros(num_steps, dtype=torch.long)
+            row[0] = prompt_end
+            row[1 : length + 1] = torch.arange(place, place + length)
+            rows.append(row)
+            place += length
+    return torch.stack(rows)
 
 
 # From the head and the hidden states [P*G, T, D] that predict the completions' tokens to what leaves the forward.
@@ -131,7 +116,7 @@ AtHead = Callable[[torch.nn.Linear, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PackedForward:
-    """Packed rows through a model's own forward.
+    """Packed groups through a model's own forward.
 
     Note [The wrapped forward]: what wraps a model (DDP, FSDP2, accelerate's autocast) does its work around the
     module's forward and looks at what comes out of it. So the whole way from token ids to the loss runs inside one
@@ -154,6 +139,7 @@ class PackedForward:
         """
         core = self.core
         packed = pack_groups(prompts, token_ids, mask, video_token_id=core.config.video_token_id)
+        use_packed_attention(core)
 
         # Of the language model's inputs those that the model's own forward does not hand on; see
         # Note [Features of several depths].
@@ -168,9 +154,7 @@ class PackedForward:
             return arguments, {**options, **deeper}
 
         def at_predictors(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
-            num_groups, num_rollouts, num_steps = packed.predictors.shape
-            states = hidden.take_along_dim(packed.predictors.view(num_groups, -1, 1), dim=1)
-            states = states.view(num_groups * num_rollouts, num_steps, -1)
+            states = hidden[0][packed.predictors]
             with torch.autocast(hidden.device.type, enabled=False):
                 return at_head(head, states.to(head.weight.dtype))
 
@@ -183,8 +167,7 @@ class PackedForward:
                 output = self.model(
                     input_ids=packed.input_ids,
                     position_ids=packed.position_ids,
-                    attention_mask=additive_mask(core, packed.attention_mask),
-                    use_cache=False,
+                    **packed_arguments(packed.lengths, packed.input_ids.device),
                 )
         finally:
             for handle in handles:
