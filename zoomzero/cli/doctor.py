@@ -23,14 +23,30 @@ PACKAGES = (
 
 def add(commands: Any) -> None:
     """Add the command and its options."""
-    commands.add_parser("doctor", help="say what this installation can do, and what is missing")
+    doctor = commands.add_parser("doctor", help="say what this installation can do, and what is missing")
+    doctor.add_argument(
+        "--model",
+        metavar="NAME",
+        help="also examine a checkpoint (folder or hub name): family, tokens, template, positions, memory, and eight "
+        "greedy responses against transformers' own forward",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     for line in _facts():
         print(line)
-    return 0
+    return 0 if options.model is None else _check_model(options.model)
+
+
+def _check_model(path: str) -> int:
+    from zoomzero.cli.doctor_model import check_model
+
+    status = 0
+    for finding in check_model(path):
+        print(f"model: {finding.what:16}{'' if finding.is_right else 'WRONG: '}{finding.found}", flush=True)
+        status = status if finding.is_right else 1
+    return status
 
 
 def _facts() -> Iterator[str]:
