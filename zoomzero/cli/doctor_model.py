@@ -1,4 +1,4 @@
-"""`zoomzero doctor --model`: what a checkpoint says of itself, and whether it answers as in transformers' own forward."""
+"""`zoomzero doctor --model`: what a checkpoint says of itself, and whether it answers as in transformers."""
 
 from __future__ import annotations
 
