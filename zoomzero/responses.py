@@ -257,7 +257,7 @@ def _tokens_over(chars: tuple[int, int], text: str, decode: Callable[[int], str]
     Token i starts where the text of the first i tokens agrees with the whole text for the last time, and ends where the
     first i + 1 do; a token that ends inside a UTF-8 character (decoded as U+FFFD until the next token completes it)
     also holds that character. Some tokenizers decode part of a character to nothing, so a token without any text counts
-    with what follows it. Starts and ends grow with i, so binary searches with a decode a step find the boundaries.
+    with what follows it. Starts and ends grow with i, so binary searches with one decode per step find them.
     """
 
     def start(count: int) -> int:

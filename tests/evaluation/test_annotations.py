@@ -87,6 +87,7 @@ def test_options_in_every_style(tmp_path: Path, options: list[str], texts: tuple
     ("answer", "letter"),
     [
         ("(C)", "C"), ("C", "C"), ("C.", "C"), ("C)", "C"), (" C ", "C"), ("fox", "C"), ("Fox", "C"), ("fox.", "C"),
+        ("c", "C"), ("(c)", "C"), ("(C) fox", "C"), ("C. Fox", "C"),
         (2, "C"), (0, "A"), ("2", "D"), ("3", "D"), ("1", "B"),
     ],
 )  # fmt: skip
@@ -137,6 +138,8 @@ def test_of_two_options_with_one_text_either_is_right(tmp_path: Path) -> None:
         ({"answer": "(C)"}, r"'answer' must be the letter of one of the 2 options or its text, got '\(C\)'"),
         ({"answer": "AB"}, "'answer' must be the letter of one"),
         ({"answer": 2}, "'answer' must be the letter of one"),
+        ({"answer": "(A) dog"}, "'answer' must be the letter of one"),
+        ({"answer": "B. fox"}, "'answer' must be the letter of one"),
         ({"answer": -1}, "'answer' must be the letter of one"),
         ({"answer": True}, "'answer' must be the letter of one"),
         ({"answer": ""}, "'answer' must be the letter of one"),

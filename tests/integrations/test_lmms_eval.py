@@ -43,6 +43,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("What is seen?", "What is seen?", None),
         ("A. Lincoln\nis who?", "A. Lincoln\nis who?", None),
         ("Who?\nA. cat\nC. dog", "Who?\nA. cat\nC. dog", None),
+        ("Who?\n" + "\n".join(f"{c}. {c}{c}" for c in "ABCDEFGHA"), "Who?", tuple(c * 2 for c in "ABCDEFGH")),
         ("Who?\nA. Lincoln was first.\nThen:\nA. cat\nB. dog", "Who?\nA. Lincoln was first.\nThen:", ("cat", "dog")),
     ],
 )

@@ -222,8 +222,8 @@ def options(value: Any, key: str = "options", *, allow_empty: bool = False) -> t
 
 
 def letter_answer(value: Any, choices: Sequence[str], key: str = "answer") -> str:
-    """Letter of the right option from "B", "(B)", "B." or "B)"."""
-    letter = _stated_letter(value)
+    """Letter of the right option from "B", "b", "(B)", "B.", "B)" or, with its text, "(B) x"."""
+    letter = _stated_letter(value, choices)
     if letter is None or letter not in OPTION_LETTERS[: len(choices)]:
         raise _unknown_answer(value, choices, key)
     return letter
@@ -248,7 +248,7 @@ def any_answer(value: Any, choices: Sequence[str], key: str = "answer") -> str:
     """
     letters = OPTION_LETTERS[: len(choices)]
     by_text = _letter_of_text(str(value) if isinstance(value, int) else value, choices)
-    stated = _stated_letter(value)
+    stated = _stated_letter(value, choices)
     if isinstance(value, int) and not isinstance(value, bool):
         stated = letters[value] if 0 <= value < len(letters) else None
     elif stated is None and by_text is None and isinstance(value, str) and re.fullmatch("[0-9]", value.strip()):
@@ -272,9 +272,15 @@ def _unknown_answer(value: Any, choices: Sequence[str], key: str) -> RuleError:
     )  # fmt: skip
 
 
-def _stated_letter(value: Any) -> str | None:
-    match = re.fullmatch(r"\(([A-H])\)|([A-H])[.):]?", value.strip()) if isinstance(value, str) else None
-    return match[1] or match[2] if match else None
+def _stated_letter(value: Any, choices: Sequence[str]) -> str | None:
+    """Letter of "B", "b", "(B)", "B." or "B)", or of "(B) x" where x is that option's text."""
+    if not isinstance(value, str):
+        return None
+    if match := re.fullmatch(r"\(([A-Ha-h])\)|([A-Ha-h])[.):]?", value.strip()):
+        return (match[1] or match[2]).upper()
+    labelled = _LABELLED.fullmatch(value.strip())
+    letter = (labelled[1] or labelled[2]) if labelled else None
+    return letter if labelled and letter == _letter_of_text(labelled[3], choices) else None
 
 
 def _letter_of_text(value: Any, choices: Sequence[str]) -> str | None:

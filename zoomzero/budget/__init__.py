@@ -60,7 +60,7 @@ def plan_frames(
     """Choose the frames and the size that spend a budget of visual tokens on a video or on spans of it.
 
     Candidates are floor(duration * sample_fps) evenly spaced frames (inside the spans if given), thinned evenly where
-    `max_frames` or the budget at `min_frame_tokens` a frame demands it. Frames then get the largest size the
+    `max_frames` or the budget at `min_frame_tokens` per frame demands it. Frames then get the largest size the
     budget, the source and `max_frame_tokens` allow.
 
     Args:
@@ -72,7 +72,7 @@ def plan_frames(
             list (a response without a valid span) plans about twenty frames of the whole video, as Zoom-Zero does.
         context_fraction: share of the frames, in [0, 1), spread over the rest of the video outside the spans.
         max_frames: most frames of the plan.
-        min_frame_tokens, max_frame_tokens: cells a frame may have. A source too small for the minimum is enlarged.
+        min_frame_tokens, max_frame_tokens: cells that a frame may have. A source too small for the minimum is enlarged.
         patch_size, merge_size, temporal_patch_size: geometry of the vision tower.
         policy: "fill" never exceeds the budget and wastes less than a tenth of it where source and limits allow;
             "paper" reproduces the authors' rule.

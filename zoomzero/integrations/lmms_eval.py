@@ -47,7 +47,8 @@ def split_prompt(prompt: str) -> tuple[str, tuple[str, ...] | None]:
     for start, (first, _) in enumerate(labelled):
         options: list[str] = []
         for number, match in labelled[start:]:
-            if number != first + len(options) or (match[1] or match[2]) != OPTION_LETTERS[len(options)]:
+            expected = OPTION_LETTERS[len(options) : len(options) + 1]
+            if number != first + len(options) or (match[1] or match[2]) != expected:
                 break
             options.append(match[3])
         question = "\n".join(lines[:first]).strip()

@@ -23,28 +23,35 @@ class Example:
     """One question answered before and after training; the answers must have been made with keep_frames=True."""
 
     sample: Sample
+    """The question and its truth."""
     before: Answer
+    """The start model's answer."""
     after: Answer
+    """The trained model's answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Contents of the page.
-
-    before, after: figures by their shown names; examples_note: how the examples were chosen;
-    curves: series by their shown titles, one value a training step;
-    facts: (name, value) pairs about the run.
-    """
+    """Contents of the page."""
 
     title: str
+    """Heading."""
     lead: str
+    """What the run was, in a few sentences."""
     before: Mapping[str, float]
+    """The start model's figures by their shown names."""
     after: Mapping[str, float]
+    """The trained model's, by the same names."""
     table_note: str
+    """What the figures count."""
     examples_note: str
+    """How the examples were chosen."""
     curves: Mapping[str, Sequence[float]]
+    """Series by their shown titles, one value per training step."""
     examples: Sequence[Example]
+    """Questions to show."""
     facts: Sequence[tuple[str, str]]
+    """(name, value) pairs about the run."""
 
 
 def write_page(report: Report, path: str | Path) -> Path:
