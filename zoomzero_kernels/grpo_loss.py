@@ -125,7 +125,7 @@ def _check_inplace(logits: Tensor) -> None:
     """Reject logits of which several share memory, as in an expanded tensor: a gradient for each needs its own."""
     reach = 1
     for stride, size in sorted(zip(logits.stride(), logits.shape, strict=True)):
-        if size > 1 and stride < reach:
+        if size > 1 and stride < reach and logits.numel() > 0:
             raise ValueError(
                 f"{_OP}: inplace=True needs logits with memory of their own, got strides {list(logits.stride())} for "
                 f"shape {list(logits.shape)}; pass inplace=False or logits.contiguous()"

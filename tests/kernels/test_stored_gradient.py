@@ -179,3 +179,10 @@ def test_inplace_takes_strided_logits(kind: str) -> None:
         logits = torch.stack([leaf, leaf], dim=-1)[..., 0]
     (grad,) = torch.autograd.grad(grpo_loss(logits, *CASE.tokens, inplace=True).loss, leaf)
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 37), (3, 0, 37)])
+def test_inplace_takes_empty_logits_of_any_strides(shape: tuple[int, int, int]) -> None:
+    logits = torch.empty(1, 1, 1).expand(shape).requires_grad_()
+    tokens = (torch.zeros(shape[:2]).long(), torch.zeros(shape[:2]), torch.zeros(shape[:2]).bool())
+    assert grpo_loss(logits, *tokens, inplace=True).loss.item() == 0

@@ -14,12 +14,12 @@ def _normalise(
     """[B, T] token losses to the scalar, with the normalisers of TRL's GRPOTrainer._compute_loss."""
     num_valid = mask.sum()
     if loss_type == "grpo":
-        return ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).mean()
+        return ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).sum() / max(loss.shape[0], 1)
     if loss_type == "bnpo":
         return (loss * mask).sum() / num_valid.clamp(min=1.0)
     if loss_type == "dr_grpo":
         length = loss.shape[1] if max_completion_length is None else max_completion_length
-        return (loss * mask).sum() / (loss.shape[0] * length)
+        return (loss * mask).sum() / max(loss.shape[0] * length, 1)
     total = num_valid if num_items is None else torch.as_tensor(num_items, device=loss.device)
     return (loss * mask).sum() / total.clamp(min=1.0)
 
@@ -70,12 +70,12 @@ def grpo_loss(
     token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
-        delta = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - torch.where(valid, logps, 0.0)
-        kl = delta.exp() - delta - 1
+        gap = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - torch.where(valid, logps, 0.0)
+        kl = gap.exp() - gap - 1
         if kl_clamp is not None:
             # Zero the difference where the clamp acts, so that no 0 * inf reaches the gradient.
             inside = kl <= kl_clamp
-            bounded = torch.where(inside, delta, 0.0)
+            bounded = torch.where(inside, gap, 0.0)
             kl = torch.where(inside, bounded.exp() - bounded - 1, kl_clamp)
         kl = log_ratio.exp() * kl if unbiased_kl else kl
         token_loss = token_loss + beta * kl
