@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from zoomzero.annotations import BadRow, load_annotations
+from zoomzero.annotations.durations import DurationCheck, WrongDuration
 
 GOOD: dict[str, Any] = {
     "video": "a.mp4",
@@ -244,3 +245,13 @@ def test_missing_keys_and_other_files_are_named(tmp_path: Path) -> None:
             load_annotations(file)
     with pytest.raises(FileNotFoundError):
         load_annotations(tmp_path / "absent.json")
+
+
+def test_lengths_that_are_not_the_files_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    check = DurationCheck()
+    for _ in range(3):
+        check.compare("a.mp4", 10.0, 12.5)
+        check.compare("b.mp4", 10.0, 10.9)
+        check.compare("c.mp4", None, 5.0)
+    assert check.wrong == {"a.mp4": WrongDuration("a.mp4", 10.0, 12.5)}
+    assert caplog.messages == ["a.mp4: annotated as 10.0 s, the file has 12.5 s"]

@@ -17,6 +17,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from zoomzero.budget import FramePlan
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks.read_ahead import THREAD_NAME, ReadAhead, ReadVideo, Reserve
+from zoomzero.looks.rows import RowEncoder
 from zoomzero.looks.videos import VideoStore
 from zoomzero.patches import VideoPatches
 from zoomzero.synthetic import tiny_model, tiny_processor
@@ -332,3 +333,11 @@ def test_what_has_not_begun_is_left_to_the_caller_and_errors_come_out(rows: list
     assert ahead._num_bytes == 0
     for video in opened:
         video.close()
+
+
+def test_a_row_whose_length_is_not_the_files_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    row = {**clip_rows(tmp_path, 1)[0], "duration": 40.0}
+    encoder = RowEncoder(tiny_processor(), tiny_model(), freeze_vision=True, feature_bytes=1, frame_bytes=1)
+    for _ in range(2):
+        encoder.prepare_coarse([row])
+    assert caplog.messages == [f"{row['video']}: annotated as 40.0 s, the file has 32.0 s"]

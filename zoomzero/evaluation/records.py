@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoomzero.annotations import Sample
+from zoomzero.annotations.durations import WrongDuration
 from zoomzero.evaluation.metrics import Prediction
 from zoomzero.intervals import Span
 from zoomzero.lenient import read_spans
@@ -103,18 +104,6 @@ def _letter(value: Any) -> str | None:
 
 def _spans(value: Any) -> tuple[Span, ...]:
     return tuple((float(start), float(end)) for start, end in value)
-
-
-@dataclasses.dataclass(frozen=True)
-class WrongDuration:
-    """A video whose annotated length is not the file's."""
-
-    video: str
-    """Path of the video."""
-    annotated: float
-    """Seconds that the annotations say."""
-    found: float
-    """Seconds that the file has."""
 
 
 @dataclasses.dataclass(frozen=True)

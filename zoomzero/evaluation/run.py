@@ -6,18 +6,18 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import logging
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 
 from zoomzero.annotations import Sample
+from zoomzero.annotations.durations import DurationCheck, WrongDuration
 from zoomzero.answering.answer import Answer, AnswerOptions, Query
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
 from zoomzero.evaluation.metrics import mean, metrics
 from zoomzero.evaluation.processes import Processes
-from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, WrongDuration, question_keys
+from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, question_keys
 from zoomzero.evaluation.run_folder import RunFolder
 from zoomzero.evaluation.summary import write_summary
 from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
@@ -25,11 +25,6 @@ from zoomzero.skipping import SKIPPED_FILE, SkipLog
 from zoomzero.video import VideoError, open_video
 from zoomzero.video.cache import VideoCache
 from zoomzero.video.prefetch import Prefetcher
-
-logger = logging.getLogger("zoomzero.evaluation")
-
-# An annotated length further from the file's than this is reported.
-DURATION_TOLERANCE_SECONDS = 1.0
 
 
 def evaluate(
@@ -184,7 +179,7 @@ class _Run:
         self.num_resumed = sum(answer is not None for answer in self.answers)
         self.num_done = self.num_resumed
         self._skipped: dict[int, str] = {}
-        self._durations: dict[str, WrongDuration] = {}
+        self._durations = DurationCheck()
         self._waited = 0.0
         skip_file: Path | None = None
         if folder is not None:
@@ -213,7 +208,7 @@ class _Run:
             if isinstance(result, VideoError):
                 continue
             if not isinstance(item.reading, VideoError):
-                self._compare_durations(item.sample, item.reading.video.duration)
+                self._durations.compare(item.sample.video, item.sample.duration, item.reading.video.duration)
             self.answers[item.index] = (
                 AnswerRecord.from_dict(result.as_dict())
                 if self._folder is None
@@ -238,14 +233,15 @@ class _Run:
             raise RuntimeError("evaluate: several processes share a run's folder, got none; pass run_folder")
         own = {
             "skipped": list(self._skipped.items()),
-            "wrong_durations": [dataclasses.asdict(item) for item in self._durations.values()],
+            "wrong_durations": [dataclasses.asdict(item) for item in self._durations.wrong.values()],
             "waited": self._waited,
         }
         parts, answers = self._folder.exchange(own)
         self.answers = [answers.get(key) for key in self._keys]
         self._skipped = {index: reason for part in parts for index, reason in part["skipped"]}
-        found = [WrongDuration(**item) for part in parts for item in part["wrong_durations"]]
-        self._durations = {item.video: item for item in found}
+        self._durations.wrong = {
+            item["video"]: WrongDuration(**item) for part in parts for item in part["wrong_durations"]
+        }
         self._waited = sum(part["waited"] for part in parts)
         if len(self._skipped) > self._log.max_skipped_fraction * len(self.samples):
             index, reason = min(self._skipped.items())
@@ -255,13 +251,6 @@ class _Run:
                 f"max_skipped_fraction={self._log.max_skipped_fraction} allows; see {self._log.file}",
                 self.answers,
             )
-
-    def _compare_durations(self, sample: Sample, found: float) -> None:
-        if sample.duration is None or sample.video in self._durations:
-            return
-        if abs(sample.duration - found) > DURATION_TOLERANCE_SECONDS:
-            self._durations[sample.video] = WrongDuration(sample.video, sample.duration, found)
-            logger.warning("%s: annotated as %.1f s, the file has %.1f s", sample.video, sample.duration, found)
 
     def evaluation(self) -> Evaluation:
         """The result, once all samples are done."""
@@ -277,6 +266,6 @@ class _Run:
             metrics=metrics(self.samples, predictions) | {"num_skipped": float(len(self._skipped))},
             num_resumed=self.num_resumed,
             num_set_aside=0 if self._folder is None else self._folder.num_set_aside,
-            wrong_durations=tuple(self._durations.values()),
+            wrong_durations=tuple(self._durations.wrong.values()),
             waited_seconds=self._waited,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoomzero.annotations.durations import DurationCheck
 from zoomzero.inputs import VideoInputs
 from zoomzero.looks import Look, PreparedPrompt
 from zoomzero.looks.encoder import PromptEncoder
@@ -46,6 +47,7 @@ class RowEncoder(PromptEncoder):
         super().__init__(processor, model, videos, freeze_vision=freeze_vision, feature_bytes=feature_bytes)
         # Which frames the coarse pass of a path sees.
         self._coarse_keys: dict[str, Hashable] = {}
+        self._durations = DurationCheck()
 
     def video(self, path: str) -> Video:
         """The open video, which stays the encoder's; VideoError if it cannot be read."""
@@ -54,6 +56,7 @@ class RowEncoder(PromptEncoder):
     def coarse_look(self, row: Row) -> Look:
         """The first pass: the whole video under the coarse budget."""
         video = self.video(row["video"])
+        self._durations.compare(row["video"], row.get("duration"), video.duration)
         look = Look(row["video"], _inquiry(row, video), self.processor.plan(video), zoomed=False)
         self._coarse_keys[row["video"]] = look.frames_key
         return look
