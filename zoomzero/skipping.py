@@ -19,6 +19,9 @@ SKIPPED_FILE = "skipped.jsonl"
 
 Row = Mapping[str, Any]
 
+# A name that is not UTF-8 is written as JSON's escape, which reads back as it was.
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}
+
 
 class SkipLog:
     """Samples skipped for an unreadable video: one JSON line each, and an end when there are too many.
@@ -39,7 +42,8 @@ class SkipLog:
         self.file = None if file is None else Path(file)
         self.num_samples = num_samples
         self.max_skipped_fraction = max_skipped_fraction
-        self._seen: set[tuple[str, str]] = set()
+        # Reason by sample and path, in the order of the file's lines.
+        self._seen: dict[tuple[str, str], str] = {}
 
     @property
     def num_skipped(self) -> int:
@@ -54,13 +58,11 @@ class SkipLog:
         """
         if (sample, error.path) in self._seen:
             return
-        self._seen.add((sample, error.path))
+        self._seen[sample, error.path] = error.reason
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            line = {"sample": sample, "path": error.path, "reason": error.reason}
-            # A name that is not UTF-8 is written as JSON's escape, which reads back as it was.
-            with self.file.open("a", encoding="utf-8", errors="backslashreplace") as out:
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
+            with self.file.open("a", **_TEXT) as out:
+                out.write(_line(sample, error.path, error.reason))
         if self.num_skipped > self.max_skipped_fraction * self.num_samples:
             place = "" if self.file is None else f"; see {self.file}"
             raise VideoError(
@@ -68,6 +70,24 @@ class SkipLog:
                 f"{error.reason}; {self.num_skipped} of {self.num_samples} samples have no readable video, more than "
                 f"max_skipped_fraction={self.max_skipped_fraction} allows{place}",
             ) from error
+
+    def state(self) -> list[list[str]]:
+        """Sample, path and reason of each skipped sample, for a checkpoint."""
+        return [[sample, path, reason] for (sample, path), reason in self._seen.items()]
+
+    def restore(self, state: Sequence[Sequence[str]]) -> None:
+        """Go on from a checkpoint's state; lines that were written after it are taken out of the file."""
+        self._seen = {(sample, path): reason for sample, path, reason in state}
+        if self.file is None or not (self._seen or self.file.exists()):
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        written = self.file.with_name(self.file.name + ".new")
+        written.write_text("".join(_line(*entry) for entry in self.state()), **_TEXT)
+        written.replace(self.file)
+
+
+def _line(sample: str, path: str, reason: str) -> str:
+    return json.dumps({"sample": sample, "path": path, "reason": reason}, ensure_ascii=False) + "\n"
 
 
 def check_skipped_fraction(where: str, fraction: float) -> None:
@@ -98,6 +118,14 @@ class Skipping:
     def evaluate_others(self, num_samples: int) -> None:
         """Count the next evaluation's samples, which are not those of the run's own dataset, from nought."""
         self._logs[False] = SkipLog(self._file, num_samples, self._fraction)
+
+    def state(self) -> list[list[str]]:
+        """Training's skipped samples, for a checkpoint."""
+        return self._logs[True].state()
+
+    def restore(self, state: Sequence[Sequence[str]]) -> None:
+        """Go on from a checkpoint's state."""
+        self._logs[True].restore(state)
 
     def num_skipped(self, *, training: bool) -> int:
         """Distinct samples skipped so far."""

@@ -5,8 +5,10 @@ import importlib.metadata
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from zoomzero.cli import COMMANDS, _parser, main
 from zoomzero.cli.fields import field_values
 from zoomzero.demo import DemoOptions
 from zoomzero.synthetic import make_clips
+from zoomzero.training.checkpoints import newest_checkpoint
 from zoomzero.training.settings import TrainingSettings
 
 
@@ -261,3 +264,23 @@ def test_train_with_too_few_questions_says_both_numbers(
     )
     assert "a step needs 9 rows, one per group, got 4" in capsys.readouterr().err
     assert not (out / "model.safetensors").exists()
+
+
+def test_train_keeps_its_steps_when_a_scheduler_ends_it(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "trained"
+    start = "import sys; from zoomzero.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "train", str(folder / "annotations.json"), "--out", str(out)]
+    command += ["--prompts", "2", "--rollouts", "2", "--max-new-tokens", "8", "--steps", "5000", "--save-every", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out / "checkpoint-2").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert re.search(r"stopped after \d+ steps, (kept in|which) ", error)
+    assert "Traceback" not in error
+    steps = newest_checkpoint(out).num_steps
+    assert steps >= 2
+    assert main([*command[3:], "--resume", "--steps", str(steps + 1)]) == 0
+    assert (out / "model.safetensors").exists()
+    assert main([*command[3:], "--steps", "1"]) == 1

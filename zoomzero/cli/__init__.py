@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for an error that is the input's, 2 for wrong usage."""
+    """Run a command; returns the exit status: 0, 1 for an error of the input, 2 for wrong usage, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     # The bars shown are our own; transformers' bar over the weights would stand between answers.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (VideoError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"zoomzero {options.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"zoomzero {options.command}: stopped", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

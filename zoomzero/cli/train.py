@@ -29,6 +29,18 @@ def add(commands: Any) -> None:
     train.add_argument("--out", type=Path, required=True, help="folder of the trained checkpoint")
     train.add_argument("--steps", type=int, default=80, help="training steps (%(default)s)")
     train.add_argument("--prompts", type=int, default=8, help="prompts per step (%(default)s)")
+    train.add_argument(
+        "--save-every",
+        type=int,
+        default=50,
+        metavar="STEPS",
+        help="steps between checkpoints, 0 for none (%(default)s)",
+    )
+    train.add_argument(
+        "--keep-last", type=int, default=2, metavar="NUM", help="checkpoints that stay, 0 for all (%(default)s)"
+    )
+    train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in --out")
+    train.add_argument("--start-over", action="store_true", help="delete the checkpoints of an earlier run in --out")
     train.add_argument("--seed", type=int, default=0, help="of the data's order and of sampling (%(default)s)")
     add_row_limits(train)
     add_fields(train, TrainingSettings, FLAGS)
@@ -42,7 +54,15 @@ def run(options: argparse.Namespace) -> int:
     from zoomzero.training.run import train, train_config
 
     settings = field_values(options, TrainingSettings)
-    config = train_config(options.out, steps=options.steps, prompts=options.prompts, seed=options.seed, **settings)
-    train(options.model, samples, config)
+    config = train_config(
+        options.out,
+        steps=options.steps,
+        prompts=options.prompts,
+        save_every=options.save_every or None,
+        keep_last=options.keep_last or None,
+        seed=options.seed,
+        **settings,
+    )
+    train(options.model, samples, config, resume=options.resume, start_over=options.start_over)
     print(f"checkpoint: {options.out}")
     return 0

@@ -55,7 +55,7 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     before = _measure(start, test_set, "before")
     shown = _differing(test_set, before)
     answers_before = [_ask(start, sample) for sample in shown]
-    trained, history = train(start, train_set, _train_config(options))
+    trained, history = train(start, train_set, _train_config(options), start_over=True)
     after = _measure(trained, test_set, "after")
     answers_after = [_ask(trained, sample) for sample in shown]
 

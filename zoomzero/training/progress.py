@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar over the steps, and the history that the demo's page draws."""
+"""What a run shows while it trains, and the history that the demo's page draws."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 
 class StepBar(TrainerCallback):
-    """A progress bar over training steps with the figures that matter, and a record of every logged metric."""
+    """A progress bar over training steps with the figures that matter."""
 
     def __init__(self) -> None:
-        self.history: list[dict[str, float]] = []
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -26,13 +25,19 @@ class StepBar(TrainerCallback):
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any] | None = None, **_: Any
     ) -> None:
-        figures = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-        if "miou" not in figures:
-            return
-        self.history.append(figures)
-        if self._bar is not None:
-            self._bar.set_postfix(miou=f"{figures['miou']:.2f}", zoom=f"{figures.get('zoom_accuracy', 0):.2f}")
+        if self._bar is not None and logs is not None and "miou" in logs:
+            self._bar.set_postfix(miou=f"{logs['miou']:.2f}", zoom=f"{logs.get('zoom_accuracy', 0):.2f}")
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def close(self) -> None:
+        """End the bar, also where training ended early."""
         if self._bar is not None:
             self._bar.close()
+
+
+def history(state: TrainerState) -> list[dict[str, float]]:
+    """The logged figures of every step with rollouts, those before a resume included."""
+    return [
+        {name: float(value) for name, value in entry.items() if isinstance(value, int | float)}
+        for entry in state.log_history
+        if "miou" in entry
+    ]

@@ -7,37 +7,58 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.engine import ZoomZero
+from zoomzero.training.checkpoints import (
+    STATE_FILE,
+    STOPPED_FOLDER,
+    Newest,
+    delete_checkpoints,
+    newest_checkpoint,
+    replaced_whole,
+    require_writable,
+)
 from zoomzero.training.config import ZoomZeroConfig
-from zoomzero.training.progress import StepBar
+from zoomzero.training.progress import StepBar, history
 from zoomzero.training.settings import TrainingSettings
+from zoomzero.training.stopping import StepBoundary, keep_steps
 from zoomzero.training.trainer import ZoomZeroTrainer
-from zoomzero.video import VideoError
-
-STOPPED_FOLDER = "stopped"
 
 
-def train_config(out: str | os.PathLike[str], *, steps: int, prompts: int, **settings: Any) -> ZoomZeroConfig:
+def train_config(
+    out: str | os.PathLike[str],
+    *,
+    steps: int,
+    prompts: int,
+    save_every: int | None = None,
+    keep_last: int | None = None,
+    **settings: Any,
+) -> ZoomZeroConfig:
     """The configuration of a run of `train`.
 
     Args:
         out: folder of the trained checkpoint.
         steps: optimizer steps.
         prompts: prompts per step, each with num_generations responses.
+        save_every: steps from one checkpoint to the next; None writes none unless the run ends early.
+        keep_last: checkpoints that stay; None keeps all.
         settings: fields of `ZoomZeroConfig`.
 
     Raises:
         ValueError: settings that cannot be trained.
     """
-    for name, value in (("steps", steps), ("prompts", prompts)):
-        if value < 1:
+    counts = {"steps": steps, "prompts": prompts, "save_every": save_every, "keep_last": keep_last}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"train: {name} must be at least 1, got {value}; raise it")
     fixed = {
         "output_dir": str(out),
@@ -45,7 +66,9 @@ def train_config(out: str | os.PathLike[str], *, steps: int, prompts: int, **set
         "per_device_train_batch_size": prompts * settings.get("num_generations", TrainingSettings.num_generations),
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 5,
-        "save_strategy": "no",
+        "save_strategy": "no" if save_every is None else "steps",
+        "save_steps": save_every or steps,
+        "save_total_limit": keep_last,
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
@@ -54,38 +77,90 @@ def train_config(out: str | os.PathLike[str], *, steps: int, prompts: int, **set
 
 
 def train(
-    start: ZoomZero | str | os.PathLike[str] | None, samples: Sequence[Sample], config: ZoomZeroConfig
+    start: ZoomZero | str | os.PathLike[str] | None,
+    samples: Sequence[Sample],
+    config: ZoomZeroConfig,
+    *,
+    resume: bool = False,
+    start_over: bool = False,
 ) -> tuple[ZoomZero, list[dict[str, float]]]:
     """GRPO on the samples; writes the trained checkpoint to the config's output_dir, and skipped samples beside it.
 
-    A run that ends early, by too many unreadable videos or by the user, leaves the steps it took as a checkpoint in
-    output_dir/stopped.
+    A run that ends early, by an error, too many unreadable videos, SIGINT or SIGTERM, leaves the steps it took as a
+    checkpoint in output_dir/stopped.
 
     Args:
         start: the model to train (changed in place), or its checkpoint; None is the package's tiny model.
         samples: annotated questions.
         config: as `train_config` makes it.
+        resume: go on from the newest complete checkpoint in output_dir, or begin where there is none.
+        start_over: delete the checkpoints of an earlier run; without it and `resume` they are an error.
 
     Returns:
         The trained model, and the logged metrics of every step.
 
     Raises:
-        ValueError: a model or samples that cannot be trained.
+        ValueError: a model or samples that cannot be trained, or output_dir holds an earlier run's checkpoints.
         VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
+        OSError: output_dir cannot be written, told before the first step; CheckpointError: a checkpoint cannot.
     """
+    run = Path(str(config.output_dir))
+    require_writable(run)
+    newest = _earlier_run(run, resume=resume, start_over=start_over)
     engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)
-    bar = StepBar()
+    bar, boundary = StepBar(), StepBoundary()
     rows = [dataclasses.asdict(sample) for sample in samples]
     # The trainer itself refuses models that it cannot train.
     model: Any = engine.model
-    trainer = ZoomZeroTrainer(model, config, rows, processing_class=engine.processor, callbacks=[bar])
+    trainer = ZoomZeroTrainer(model, config, rows, processing_class=engine.processor, callbacks=[bar, boundary])
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     try:
-        trainer.train()
-    except (VideoError, KeyboardInterrupt):
-        if trainer.state.global_step:
-            trainer.save_model(str(Path(cast(str, config.output_dir)) / STOPPED_FOLDER))
+        with boundary:
+            _take_steps(trainer, newest)
+            boundary.hold()
+            with replaced_whole(run) as folder:
+                trainer.save_model(str(folder))
+            shutil.rmtree(run / STOPPED_FOLDER, ignore_errors=True)
+    except BaseException as error:
+        keep_steps(trainer, boundary, error)
         raise
-    trainer.save_model()
-    return ZoomZero(engine.model.eval(), engine.processor), bar.history
+    finally:
+        bar.close()
+    return ZoomZero(engine.model.eval(), engine.processor), history(trainer.state)
+
+
+def _earlier_run(run: Path, *, resume: bool, start_over: bool) -> Newest:
+    """What to go on from; ValueError where that is not clear."""
+    newest = newest_checkpoint(run)
+    if start_over:
+        delete_checkpoints(run)
+        return Newest(None, 0, [])
+    if not resume and newest.folder is not None:
+        raise ValueError(
+            f"train: {run} must hold no checkpoints of an earlier run, got {newest.folder.name}; go on with it "
+            "(--resume), delete it (--start-over) or choose another folder"
+        )
+    if not resume:
+        return Newest(None, 0, [])
+    for folder, reason in newest.passed_over:
+        print(f"{folder} is not complete ({reason}); passed over", file=sys.stderr)
+    if newest.folder is not None:
+        print(f"going on from {newest.folder}, {newest.num_steps} steps", file=sys.stderr)
+    elif (run / "model.safetensors").exists():
+        raise ValueError(
+            f"train: resuming needs a complete checkpoint, got {run} with a trained model and none; choose another "
+            "folder, or train that model further with --model"
+        )
+    else:
+        print(f"no complete checkpoint in {run}; beginning with the first step", file=sys.stderr)
+    return newest
+
+
+def _take_steps(trainer: ZoomZeroTrainer, newest: Newest) -> None:
+    """Train, unless the checkpoint holds all steps already."""
+    if newest.folder is not None and newest.num_steps >= trainer.args.max_steps:
+        trainer.state = TrainerState.load_from_json(str(newest.folder / STATE_FILE))
+        trainer._load_from_checkpoint(str(newest.folder))
+        return
+    trainer.train(resume_from_checkpoint=newest.folder)

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
-from trl import GRPOTrainer
 
 from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
 from zoomzero.looks.rows import RowEncoder
@@ -20,6 +19,7 @@ from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.models.tokens import end_token_ids
 from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
+from zoomzero.training.checkpointing import CheckpointingTrainer
 from zoomzero.training.collect import Collector, ShownResponses
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.dataset import Rows, check_num_rows, checked_dataset
@@ -34,7 +34,7 @@ from zoomzero.training.trl_contract import REMEDY, require_attributes, require_h
 Batch = dict[str, Any]
 
 
-class ZoomZeroTrainer(GRPOTrainer):
+class ZoomZeroTrainer(CheckpointingTrainer):
     """Trains a Qwen-VL model to name the evidence's spans and to answer right after zooming into them.
 
     Args:
@@ -211,16 +211,6 @@ class ZoomZeroTrainer(GRPOTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         self.encoder.processor.save_pretrained(cast(str, output_dir or self.args.output_dir))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Weights of a checkpoint into the model.
-
-        transformers' own method loads the file's names as they are, but save_pretrained wrote Qwen2.5-VL's weights
-        under the published names: nothing would match and training would silently resume from the start model.
-        """
-        family = family_of(self._policy().config)
-        saved = family.model_class().from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        (model or self.model).load_state_dict(saved.state_dict())
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer's construction to its hub; training here stays offline."""
