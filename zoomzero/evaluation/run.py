@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoomzero.annotations import Sample
 from zoomzero.annotations.durations import DurationCheck, WrongDuration
@@ -77,42 +78,78 @@ def evaluate(
             f"evaluate: {processes.count} processes need a run_folder to share the questions, got None; name one"
         )
     options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
+    work = _Work(
+        engine, options, use_subtitles, batch_size, batch_size if read_ahead is None else read_ahead, time_limit
+    )
     with contextlib.ExitStack() as stack:
         folder = None
         if run_folder is not None:
-            settings = {
-                "model": str(getattr(engine.model.config, "_name_or_path", "")),
-                **{name: value for name, value in dataclasses.asdict(options).items() if name != "keep_frames"},
-                "use_subtitles": use_subtitles,
-            }
-            folder = stack.enter_context(RunFolder(run_folder, settings, processes))
+            folder = stack.enter_context(RunFolder(run_folder, work.settings(), processes))
         run = _Run(samples, folder, max_skipped_fraction)
-        pending = [index for index, answer in enumerate(run.answers) if answer is None]
-        groups = [list(group) for _, group in itertools.groupby(pending, key=lambda index: samples[index].video)]
-        groups = groups[processes.rank :: processes.count]
-        total = run.num_done + sum(len(group) for group in groups)
-        if run.num_done and on_progress is not None:
-            on_progress(run.num_done, total)
-        videos = stack.enter_context(VideoCache(functools.partial(open_video, time_limit=time_limit), MAX_IDLE_VIDEOS))
-
-        def read(group: list[int]) -> Reading:
-            return engine.read(samples[group[0]].video, budget_tokens, num_queries=len(group), videos=videos)
-
-        num_ahead = batch_size if read_ahead is None else read_ahead
-        ahead = Prefetcher(groups, read, ahead=num_ahead, discard=Reading.close)
-        # Closed here, not when they are collected: an error must leave no thread and no video behind.
-        loaded = stack.enter_context(contextlib.closing(iter(ahead)))
-        batches = stack.enter_context(contextlib.closing(_batches(samples, loaded, batch_size)))
-        for batch in run.waiting_for(batches):
-            run.add(batch, _answers(engine, batch, options, use_subtitles))
-            if on_progress is not None:
-                on_progress(run.num_done, total)
+        work.answer(run, run.groups()[processes.rank :: processes.count], on_progress)
         if processes.count > 1:
             run.join()
         result = run.evaluation()
         if folder is not None and processes.is_first:
             write_summary(folder.path, samples, result)
     return result
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """How the samples of a run are answered."""
+
+    engine: ZoomZero
+    """The model."""
+    options: AnswerOptions
+    """How to answer."""
+    use_subtitles: bool
+    """Put the samples' subtitles into the prompts."""
+    batch_size: int
+    """Samples that share a forward."""
+    num_ahead: int
+    """Videos read before their turn."""
+    time_limit: float | None
+    """Seconds after which a decoder without a sign of life is stopped."""
+
+    def settings(self) -> dict[str, Any]:
+        """What answers depend on, in JSON's types."""
+        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "keep_frames"}
+        model = str(getattr(self.engine.model.config, "_name_or_path", ""))
+        return {"model": model, **options, "use_subtitles": self.use_subtitles}
+
+    def answer(self, run: _Run, groups: Sequence[list[int]], on_progress: Callable[[int, int], None] | None) -> None:
+        """Answer groups of samples, each on one video; `run` takes the answers as they come."""
+        total = run.num_done + sum(len(group) for group in groups)
+        if run.num_done and on_progress is not None:
+            on_progress(run.num_done, total)
+        open_one = functools.partial(open_video, time_limit=self.time_limit)
+        with contextlib.ExitStack() as stack:
+            videos = stack.enter_context(VideoCache(open_one, MAX_IDLE_VIDEOS))
+
+            def read(group: list[int]) -> Reading:
+                path, budget = run.samples[group[0]].video, self.options.budget_tokens
+                return self.engine.read(path, budget, num_queries=len(group), videos=videos)
+
+            ahead = Prefetcher(groups, read, ahead=self.num_ahead, discard=Reading.close)
+            # Closed here, not when they are collected: an error must leave no thread and no video behind.
+            loaded = stack.enter_context(contextlib.closing(iter(ahead)))
+            batches = stack.enter_context(contextlib.closing(_batches(run.samples, loaded, self.batch_size)))
+            for batch in run.waiting_for(batches):
+                run.add(batch, self._answers(batch))
+                if on_progress is not None:
+                    on_progress(run.num_done, total)
+
+    def _answers(self, batch: Sequence[_Asked]) -> list[Answer | VideoError]:
+        """For each sample its answer, or why its video cannot be read."""
+        asked = []
+        for item in batch:
+            if not isinstance(item.reading, VideoError):
+                said = item.sample.subtitles if self.use_subtitles else None
+                query = Query(item.sample.video, item.sample.question, item.sample.options, said)
+                asked.append((query, item.reading))
+        answered = iter(self.engine.answer_readings(asked, self.options))
+        return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,19 +183,6 @@ def _batches(
         _after(waiting, len(waiting))
 
 
-def _answers(
-    engine: ZoomZero, batch: Sequence[_Asked], options: AnswerOptions, use_subtitles: bool
-) -> list[Answer | VideoError]:
-    """For each sample its answer, or why its video cannot be read."""
-    asked = [
-        (Query(sample.video, sample.question, sample.options, sample.subtitles if use_subtitles else None), reading)
-        for sample, reading in ((item.sample, item.reading) for item in batch)
-        if not isinstance(reading, VideoError)
-    ]
-    answered = iter(engine.answer_readings(asked, options))
-    return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]
-
-
 def _after(batch: list[_Asked], count: int) -> list[_Asked]:
     """The batch without its first `count` samples, whose videos are given back where no later sample needs them."""
     for item in batch[:count]:
@@ -190,6 +214,11 @@ class _Run:
                     "choose another folder"
                 )
         self._log = SkipLog(skip_file, len(samples), max_skipped_fraction)
+
+    def groups(self) -> list[list[int]]:
+        """Samples without an answer, neighbours on one video together."""
+        pending = [index for index, answer in enumerate(self.answers) if answer is None]
+        return [list(group) for _, group in itertools.groupby(pending, key=lambda index: self.samples[index].video)]
 
     def waiting_for(self, batches: Iterable[list[_Asked]]) -> Generator[list[_Asked]]:
         """The batches; the time in which the next one is not there is counted."""
