@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before the work, not after it, whether a file can be written; its folder is made.
+
+    Raises:
+        OSError: it cannot; the message names the file.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot be written: it is a folder", str(target))
+    write_whole(target.parent / f".zoomzero-{secrets.token_hex(8)}.probe", b"").unlink()
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:

@@ -220,6 +220,29 @@ def test_text_that_utf8_cannot_hold_is_kept(engine: ZoomZero, samples: list[Samp
     assert json.loads((tmp_path / "unread" / "summary.json").read_text())["skipped"][0]["video"] == str(place)
 
 
+def test_subtitles_reach_the_model_and_broken_ones_are_found_first(
+    engine: ZoomZero, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.srt"
+    file.write_text("1\n00:00:01,000 --> 00:00:02,000\nHello there\n")
+    told = [dataclasses.replace(samples[0], subtitles=str(file)), samples[1]]
+    seen: list[Any] = []
+    real = engine.answer_readings
+    monkeypatch.setattr(
+        engine, "answer_readings", lambda asked, *rest: seen.extend(q for q, _ in asked) or real(asked, *rest)
+    )
+    _run(engine, told, tmp_path / "with", use_subtitles=True)
+    assert [query.subtitles for query in seen] == [str(file), None]
+    seen.clear()
+    _run(engine, told, tmp_path / "without")
+    assert [query.subtitles for query in seen] == [None, None]
+    seen.clear()
+    file.unlink()
+    with pytest.raises((ValueError, OSError), match=r"a\.srt"):
+        _run(engine, told, tmp_path / "broken", use_subtitles=True)
+    assert seen == []
+
+
 def test_the_summary_holds_all_figures(engine: ZoomZero, samples: list[Sample], tmp_path: Path) -> None:
     named = [dataclasses.replace(sample, task=f"t{i % 2}", question_id=str(i)) for i, sample in enumerate(samples)]
     named[4] = dataclasses.replace(named[4], video=str(tmp_path / "absent.mp4"))

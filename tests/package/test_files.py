@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zoomzero.files import write_whole
+from zoomzero.files import check_writable, write_whole
 from zoomzero.text import escaped
 
 
@@ -47,3 +47,13 @@ def test_names_of_any_length_and_places_that_cannot_be_written(tmp_path: Path) -
 @pytest.mark.parametrize(("text", "shown"), [("a\ud800b", "a\\ud800b"), ("\U0001f415", "\U0001f415"), ("", "")])
 def test_lone_surrogates_are_written_out(text: str, shown: Any) -> None:
     assert escaped(text) == shown
+
+
+def test_places_that_cannot_be_written_are_found_before_the_work(tmp_path: Path) -> None:
+    check_writable(tmp_path / "deep" / "figures.json")
+    assert list((tmp_path / "deep").iterdir()) == []
+    with pytest.raises(OSError, match=r"cannot be written: it is a folder: .*deep"):
+        check_writable(tmp_path / "deep")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written: "):
+        check_writable(tmp_path / "file" / "below.json")

@@ -59,8 +59,10 @@ def run(options: argparse.Namespace) -> int:
     from zoomzero.annotations import write_submission
     from zoomzero.answering.engine import ZoomZero
     from zoomzero.evaluation import evaluate, join_launch, write_summary
-    from zoomzero.files import write_whole
+    from zoomzero.files import check_writable, write_whole
 
+    if options.out is not None:
+        check_writable(options.out)
     processes = join_launch()
     if processes.count > 1 and options.run is None:
         raise ValueError(f"{processes.count} processes need one folder to share, got no --run; name it")

@@ -16,6 +16,7 @@ from zoomzero.annotations import Sample
 from zoomzero.annotations.durations import DurationCheck, WrongDuration
 from zoomzero.answering.answer import Answer, AnswerOptions, Query
 from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
+from zoomzero.answering.subtitles import load_subtitles
 from zoomzero.evaluation.metrics import mean, metrics
 from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, question_keys
@@ -77,10 +78,13 @@ def evaluate(
         raise ValueError(
             f"evaluate: {processes.count} processes need a run_folder to share the questions, got None; name one"
         )
+    if use_subtitles:
+        # A file that cannot be read is told now, not in the middle of the run.
+        for path in dict.fromkeys(sample.subtitles for sample in samples if sample.subtitles is not None):
+            load_subtitles(path)
     options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
-    work = _Work(
-        engine, options, use_subtitles, batch_size, batch_size if read_ahead is None else read_ahead, time_limit
-    )
+    num_ahead = batch_size if read_ahead is None else read_ahead
+    work = _Work(engine, options, use_subtitles, batch_size, num_ahead, time_limit)
     with contextlib.ExitStack() as stack:
         folder = None
         if run_folder is not None:
