@@ -24,11 +24,12 @@ from zoomzero_kernels.policy.options import (
     check_reference,
     compute_dtype,
     limit,
+    loss_output,
     policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
 from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import Normaliser, masked_mean
+from zoomzero_kernels.policy.weights import Normaliser
 from zoomzero_kernels.selective_logps import masked_logps
 
 _OP = "grpo_loss"
@@ -212,4 +213,4 @@ def grpo_loss(
         loss, logps, entropy, kl, clipped, scale, grad = _grpo_loss(data, *tensors, options, needs_grad)
     if needs_grad:
         loss = with_stored_gradient(_OP, loss, scale, (logits,), (grad,))
-    return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))
+    return loss_output(loss, logps, entropy, kl, clipped, mask)

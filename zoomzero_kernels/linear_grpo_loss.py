@@ -25,11 +25,12 @@ from zoomzero_kernels.policy.options import (
     check_reference,
     compute_dtype,
     limit,
+    loss_output,
     policy_tensors,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
 from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import Normaliser, masked_mean
+from zoomzero_kernels.policy.weights import Normaliser
 
 _OP = "linear_grpo_loss"
 # Loss, logps, entropy, kl, clipped, scale that the gradients still need, gradients of hidden, weight and bias (empty
@@ -159,4 +160,4 @@ def linear_grpo_loss(
     loss, logps, entropy, kl, clipped, scale, *grads = _linear_grpo_loss(*detached, *tensors, options, needs)
     if any(needs):
         loss = with_stored_gradient(_OP, loss, scale, inputs, tuple(grads))
-    return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), masked_mean(clipped, mask))
+    return loss_output(loss, logps, entropy, kl, clipped, mask)

@@ -64,7 +64,7 @@ struct PolicyTerms {
   double loss;
   double derivative;  // in logp
   double kl;
-  bool clipped;
+  float clipped;  // -1: from below, 1: from above, 0: not
 };
 
 PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
@@ -86,7 +86,7 @@ PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
     // Where the ratio that counts stands at a bound, it does not follow the log-probability; a NaN shows.
     const bool fixed = takes_bounded ? ratio < low || ratio > high : ratio > p.options.delta;
     terms.derivative = fixed ? 0.0 : -ratio * advantage;
-    terms.clipped = advantage < 0 ? capped < low : capped > high;
+    terms.clipped = advantage < 0 && capped < low ? -1.0f : advantage > 0 && capped > high ? 1.0f : 0.0f;
   }
   if (p.ref_logps == nullptr) return terms;
   const double delta = p.ref_logps[row] - logp;
@@ -129,7 +129,7 @@ void policy_row(const PolicyRows& p, const RowMath& math, int64_t row) {
   p.logps[row] = static_cast<float>(logp);
   p.entropy[row] = static_cast<float>(statistics.entropy);
   p.kl[row] = static_cast<float>(terms.kl);
-  p.clipped[row] = terms.clipped ? 1.0f : 0.0f;
+  p.clipped[row] = terms.clipped;
   if (!wants_gradient) return;
   const double slope = terms.derivative * p.weights[row];
   // Nothing to learn from this token: clipped, or no advantage.

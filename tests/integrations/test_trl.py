@@ -79,7 +79,9 @@ def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path:
     for per_token in (False, True):
         assert_equals_trl(trainer, make_inputs(per_token))
         metrics = trainer._metrics["train"]
-        for name in ("kl", "entropy") + (("clip_ratio/region_mean",) if level == "token" else ()):
+        # At the sequence level TRL counts sequences, and this the tokens in them.
+        clips = [f"clip_ratio/{side}_mean" for side in ("low", "high", "region")] if level == "token" else []
+        for name in ("kl", "entropy", *clips):
             assert metrics[name][-2] == pytest.approx(metrics[name][-1], abs=1e-5), name
 
 

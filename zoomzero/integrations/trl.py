@@ -194,7 +194,12 @@ class FusedGRPOLossMixin:
     def _log_fused_metrics(self, output: GRPOLossOutput, mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         valid = mask.ne(0).sum()
-        values = {"entropy": output.entropy.sum() / valid.clamp(min=1), "clip_ratio/region_mean": output.clip_fraction}
+        values = {
+            "entropy": output.entropy.sum() / valid.clamp(min=1),
+            "clip_ratio/low_mean": output.clip_low_fraction,
+            "clip_ratio/high_mean": output.clip_high_fraction,
+            "clip_ratio/region_mean": output.clip_fraction,
+        }
         if self.beta != 0.0:
             values["kl"] = output.kl
         # Weighted by the valid tokens of each process.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
-from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, token_weights
+from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, masked_mean, token_weights
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -22,7 +22,9 @@ class GRPOLossOutput(NamedTuple):
     loss: scalar, normalised as ``loss_type`` says.
     logps, entropy: [B, T] of the policy at ``temperature``, detached, 0 on masked tokens.
     kl: scalar, mean over valid tokens of the KL estimate, 0 without ``ref_logps``.
-    clip_fraction: scalar, share of the valid tokens whose ratio was clipped.
+    clip_fraction: scalar, share of the valid tokens whose ratio was clipped, on the side of their advantage.
+    clip_low_fraction, clip_high_fraction: scalars, its parts: clipped from below under a negative advantage, from above
+        under a positive one.
     """
 
     loss: Tensor
@@ -30,6 +32,8 @@ class GRPOLossOutput(NamedTuple):
     entropy: Tensor
     kl: Tensor
     clip_fraction: Tensor
+    clip_low_fraction: Tensor
+    clip_high_fraction: Tensor
 
 
 class PolicyTensors(NamedTuple):
@@ -80,7 +84,10 @@ class PolicyOptions(NamedTuple):
 
 
 class RowOutputs(NamedTuple):
-    """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens."""
+    """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens.
+
+    clipped: -1 where the ratio was clipped from below, 1 from above, else 0.
+    """
 
     loss: Tensor
     logps: Tensor
@@ -148,6 +155,14 @@ def check_options(op: str, options: PolicyOptions) -> None:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
     if not options.delta > 0:
         raise ValueError(f"{op}: delta must be > 0, got {options.delta}; pass delta=None for an unbounded ratio")
+
+
+def loss_output(
+    loss: Tensor, logps: Tensor, entropy: Tensor, kl: Tensor, clipped: Tensor, mask: Tensor
+) -> GRPOLossOutput:
+    """The loss with the results of its tokens, as RowOutputs holds them."""
+    low, high = (masked_mean(flag.to(clipped.dtype), mask) for flag in (clipped < 0, clipped > 0))
+    return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), low + high, low, high)
 
 
 def check_temperature(op: str, temperature: float) -> None:

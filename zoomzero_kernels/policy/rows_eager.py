@@ -57,7 +57,7 @@ def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, 
         logps = log_probs.gather(-1, ids).squeeze(-1)
         log_ratio = None if token.old_logps is None else logps - token.old_logps.to(dtype)
         terms = policy_terms(logps, log_ratio, token.advantages, token.ref_logps, options)
-        values = (terms.loss, logps, _entropy(log_probs, probs), terms.kl, terms.clipped.to(dtype))
+        values = (terms.loss, logps, _entropy(log_probs, probs), terms.kl, terms.clipped)
         for output, value in zip(outputs, values, strict=True):
             output[rows, columns] = value
         if grad is not None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import GRPOLossOutput, PolicyOptions, PolicyTensors
+from zoomzero_kernels.policy.options import GRPOLossOutput, PolicyOptions, PolicyTensors, loss_output
 from zoomzero_kernels.policy.stored_gradient import with_stored_gradient
 from zoomzero_kernels.policy.terms import policy_terms
-from zoomzero_kernels.policy.weights import masked_mean
 
 
 def sequence_level_loss(
@@ -37,10 +36,5 @@ def sequence_level_loss(
         shared = (terms.ratio_slope * tensors.weights).sum(-1, keepdim=True) / num_valid
         grad = on_valid(shared + (terms.slope - terms.ratio_slope) * tensors.weights)
         loss = with_stored_gradient(op, loss, torch.ones_like(loss), (logps,), (grad,))
-    return GRPOLossOutput(
-        loss=loss,
-        logps=current,
-        entropy=entropy.detach(),
-        kl=masked_mean(on_valid(terms.kl), tensors.mask),
-        clip_fraction=masked_mean(on_valid(terms.clipped), tensors.mask),
-    )
+    kl, clipped = on_valid(terms.kl), on_valid(terms.clipped)
+    return loss_output(loss, current, entropy.detach(), kl, clipped, tensors.mask)

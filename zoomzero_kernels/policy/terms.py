@@ -20,7 +20,7 @@ class PolicyTerms(NamedTuple):
     slope: derivative of the loss in the token's log-probability, where the ratio is that of the token.
     ratio_slope: its part that comes through the ratio: the derivative in the log-ratio.
     kl: the estimate, 0 without a reference.
-    clipped: whether the ratio was clipped to the side of its advantage.
+    clipped: -1 where the ratio was clipped from below under a negative advantage, 1 from above under a positive one.
     """
 
     loss: Tensor
@@ -51,7 +51,8 @@ def policy_terms(
     # Where the ratio that counts stands at a bound, it does not follow the log-probability.
     fixed = torch.where(takes_bounded, (ratio < low) | (ratio > high), ratio > options.delta)
     slope = torch.where(nothing | fixed, 0.0, -ratio * advantages)
-    clipped = torch.where(advantages < 0, capped < low, capped > high) & ~nothing
+    too_low, too_high = (capped < low) & (advantages < 0), (capped > high) & (advantages > 0)
+    clipped = too_high.to(logps.dtype) - too_low.to(logps.dtype)
     if ref_logps is None:
         return PolicyTerms(loss, slope, slope, torch.zeros_like(logps), clipped)
     delta = ref_logps.to(logps.dtype) - logps

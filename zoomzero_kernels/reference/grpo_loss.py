@@ -83,13 +83,15 @@ def grpo_loss(
     probabilities = log_probs.detach().exp()
     plogp = torch.where(probabilities > 0, probabilities * log_probs.detach(), 0.0)
     too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
-    was_clipped = (too_low | too_high) & valid
+    low, high = ((flag & valid).to(logps.dtype).sum() / num_valid for flag in (too_low, too_high))
     return GRPOLossOutput(
         loss=_normalise(token_loss, valid, loss_type, max_completion_length, num_items),
         logps=torch.where(valid, logps.detach(), 0.0),
         entropy=torch.where(valid, -plogp.sum(-1), 0.0),
         kl=(torch.where(valid, kl.detach(), 0.0)).sum() / num_valid,
-        clip_fraction=was_clipped.to(logps.dtype).sum() / num_valid,
+        clip_fraction=low + high,
+        clip_low_fraction=low,
+        clip_high_fraction=high,
     )
 
 

@@ -179,7 +179,8 @@ def policy_rows_kernel(
     # Where the ratio that counts stands at a bound, it does not follow the log-probability.
     fixed = tl.where(takes_bounded, (ratio < low) | (ratio > high), ratio > delta)
     slope = tl.where(nothing | fixed, 0.0, -ratio * advantage)
-    is_clipped = tl.where(advantage < 0.0, capped < low, capped > high) & (advantage != 0.0)
+    too_low = (capped < low) & (advantage < 0.0)
+    too_high = (capped > high) & (advantage > 0.0)
     if has_ref != 0:
         delta = tl.load(ref_logps_ptr + row) - logp
         estimate = _k3(delta)
@@ -197,7 +198,7 @@ def policy_rows_kernel(
     tl.store(loss_ptr + row, loss)
     tl.store(logps_ptr + row, logp)
     tl.store(entropy_ptr + row, entropy)
-    tl.store(clipped_ptr + row, is_clipped.to(tl.float32))
+    tl.store(clipped_ptr + row, too_high.to(tl.float32) - too_low.to(tl.float32))
     if with_grad != 0:
         slope *= tl.load(weights_ptr + row)
         # The token's logit was read above by every thread; its row may now be overwritten.
