@@ -26,6 +26,7 @@ from zoomzero_kernels.policy.options import (
     limit,
     loss_output,
     policy_tensors,
+    with_token_weights,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
 from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
@@ -153,6 +154,7 @@ def grpo_loss(
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
     importance_sampling_level: str = "token",
+    token_weights: Tensor | None = None,
     inplace: bool = False,
 ) -> GRPOLossOutput:
     """Clipped GRPO policy loss with per-token advantages, fused over the vocabulary.
@@ -172,11 +174,14 @@ def grpo_loss(
             the policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).
         delta: the ratio is at most this before it is compared with the clipped one, which bounds the loss of negative
             advantages (two-sided clipping, INTELLECT-2; TRL's ``delta``); None for no bound.
-        loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo" or "dapo".
+        loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo", "dapo" or "luspo".
         max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
         num_items: tokens in the normaliser of "dapo" (over all processes and accumulation steps), the valid tokens of
             this batch if None; the other loss types do not use it.
         importance_sampling_level: "token", or "sequence" for the mean log-ratio of each sequence (GSPO).
+        token_weights: [B, T] factors of the policy terms, not of the KL term, that get no gradient: importance-sampling
+            ratios, masks or other weights, finite and >= 0. A token of weight 0 counts in the normaliser, but not as
+            clipped.
         inplace: the gradient takes the memory of the logits, which must not be read after this call.
 
     Returns:
@@ -200,6 +205,7 @@ def grpo_loss(
     normaliser = Normaliser(loss_type, max_completion_length, num_items)
     tensors = policy_tensors(_OP, logits, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
     check_reference(_OP, tensors, options)
+    tensors = with_token_weights(_OP, tensors, token_weights)
     if importance_sampling_level == "sequence":
         logps, entropy = masked_logps(_OP, logits, token_ids, mask, temperature)
         return sequence_level_loss(_OP, logps, entropy, tensors, options)

@@ -27,6 +27,7 @@ from zoomzero_kernels.policy.options import (
     limit,
     loss_output,
     policy_tensors,
+    with_token_weights,
 )
 from zoomzero_kernels.policy.sequence_level import sequence_level_loss
 from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
@@ -125,6 +126,7 @@ def linear_grpo_loss(
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
     importance_sampling_level: str = "token",
+    token_weights: Tensor | None = None,
 ) -> GRPOLossOutput:
     """The loss of :func:`grpo_loss` from hidden states and the head, with gradients for hidden, weight and bias.
 
@@ -151,6 +153,7 @@ def linear_grpo_loss(
     normaliser = Normaliser(loss_type, max_completion_length, num_items)
     tensors = policy_tensors(_OP, hidden, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
     check_reference(_OP, tensors, options)
+    tensors = with_token_weights(_OP, tensors, token_weights)
     if importance_sampling_level == "sequence":
         logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, mask, temperature)
         return sequence_level_loss(_OP, logps, entropy, tensors, options)

@@ -97,6 +97,17 @@ def test_equals_trl_with_two_sided_clipping(delta: float, level: str, tmp_path: 
     assert not torch.allclose(ours, loss_and_gradient(unbounded, FusedTrainer._compute_loss, inputs)[0])
 
 
+@pytest.mark.parametrize("by_sequence", [False, True])
+def test_equals_trl_with_the_correction_for_vllm(by_sequence: bool, tmp_path: Path) -> None:
+    trainer = make_trainer(FusedTrainer, tmp_path)
+    # Set late: no vLLM is there.
+    trainer.beta, trainer.use_vllm, trainer.vllm_importance_sampling_correction = 0.05, True, True
+    inputs = make_inputs(True)
+    ratios = torch.rand(4, 1 if by_sequence else 6, generator=torch.Generator().manual_seed(2))
+    inputs["importance_sampling_ratio"] = ratios.masked_fill(ratios < 0.2, 0.0)
+    assert_equals_trl(trainer, inputs)
+
+
 def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) -> None:
     trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0)
     inputs = make_inputs(True)

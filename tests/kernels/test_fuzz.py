@@ -103,6 +103,7 @@ def random_options(rng: random.Random, generator: torch.Generator, logps: Tensor
         "max_completion_length": rng.choice([None, 9]),
         "num_items": num_items,
         "importance_sampling_level": rng.choice(IMPORTANCE_SAMPLING_LEVELS),
+        "token_weights": rng.choice([None, torch.rand(logps.shape, generator=generator).round(decimals=1) * 3]),
     }
 
 
@@ -152,7 +153,7 @@ def fuzz_loss(rng: random.Random, generator: torch.Generator, make_leaves: Any, 
     narrow = [leaf.to(dtype) for leaf in leaves]
     truth = gradients(truth_of, leaves, tokens, options)
     plain = gradients(truth_of, narrow, tokens, options)
-    for name in ("old_logps", "ref_logps"):
+    for name in ("old_logps", "ref_logps", "token_weights"):
         if options[name] is not None:
             options[name] = options[name].masked_fill(~tokens[2], math.nan)
     dirty = [strided(leaf, rng) for leaf in narrow]

@@ -47,6 +47,18 @@ def call(op: str, **change: Any) -> None:
         ({"old_logps": torch.zeros(3, 6)}, ValueError, r"old_logps must be \[B, T\] = \[3, 5\], got float32 \[3, 6\]"),
         ({"old_logps": torch.zeros(3, 5).long()}, TypeError, "old_logps must be floating point, got int64"),
         ({"old_logps": torch.zeros(3, 5, **META)}, ValueError, "old_logps must be on cpu, got meta"),
+        ({"token_weights": torch.ones(3)}, ValueError, r"token_weights must be \[B, T\] = \[3, 5\], got float32 \[3\]"),
+        ({"token_weights": torch.full((3, 5), -0.5)}, ValueError, r"token_weights must be finite and >= 0 .* got -0.5"),
+        (
+            {"token_weights": torch.full((3, 5), math.inf)},
+            ValueError,
+            "token_weights must be finite .* got inf",
+        ),
+        (
+            {"token_weights": torch.full((3, 5), math.nan)},
+            ValueError,
+            "token_weights must be finite .* got nan",
+        ),
         ({"ref_logps": torch.zeros(5, 3)}, ValueError, r"ref_logps must be \[B, T\] = \[3, 5\], got float32 \[5, 3\]"),
         ({"ref_logps": torch.zeros(3, 5, **META)}, ValueError, "ref_logps must be on cpu, got meta"),
         ({"beta": 0.1}, ValueError, "beta > 0 needs ref_logps, got beta=0.1 and no ref_logps"),

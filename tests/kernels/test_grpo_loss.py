@@ -61,13 +61,19 @@ def options_of(case: Case, name: str) -> dict[str, Any]:
             "delta": 1.5,
             "importance_sampling_level": "sequence",
         },
+        "weights": {
+            "old_logps": case.old_logps,
+            "ref_logps": case.ref_logps,
+            "beta": 0.1,
+            "token_weights": case.old_logps.abs().round() / 3,
+        },
         "wide_clip": {"old_logps": case.old_logps - 2, "clip_low": 0.0, "clip_high": 5.0},
     }[name]
 
 
 OPTION_NAMES = (
     "on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "unbiased_kl", "unbiased_on_policy",
-    "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta",
+    "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta", "weights",
 )  # fmt: skip
 
 
@@ -323,7 +329,7 @@ def _bad_calls() -> list[tuple[dict[str, Any], type[Exception], str]]:
         ({"kl_clamp": 0.0}, ValueError, "kl_clamp must be > 0, got 0.0"),
         ({"beta": -0.5}, ValueError, "beta must be finite and >= 0, got -0.5"),
         ({"beta": 0.5}, ValueError, "beta > 0 needs ref_logps"),
-        ({"loss_type": "ppo"}, ValueError, "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo"),
+        ({"loss_type": "ppo"}, ValueError, "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo, luspo"),
         ({"importance_sampling_level": "word"}, ValueError, "unknown importance_sampling_level, got 'word'"),
         ({"max_completion_length": 0}, ValueError, "max_completion_length must be > 0, got 0"),
         ({"num_items": -1.0}, ValueError, "num_items must be >= 0, got -1.0"),

@@ -30,8 +30,6 @@ _MODEL_INPUTS = (
     "token_type_ids",
     "mm_token_type_ids",
 )
-# The sum over each sequence, averaged over the sequences: "dr_grpo" with a length of one.
-_LUSPO = "luspo"
 
 
 def supported_trl() -> str:
@@ -86,18 +84,15 @@ class FusedGRPOLossMixin:
             )
 
     def _check_fused_options(self) -> None:
-        if self.loss_type not in (*LOSS_TYPES, _LUSPO):
+        if self.loss_type not in LOSS_TYPES:
             raise ValueError(
-                f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; "
-                f"use one of {', '.join((*LOSS_TYPES, _LUSPO))}"
+                f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; use one of {', '.join(LOSS_TYPES)}"
             )
         unsupported = {
             "off_policy_mask_threshold": self.args.off_policy_mask_threshold is not None,
             "top_entropy_quantile": self.args.top_entropy_quantile < 1.0,
             "entropy_coef": getattr(self, "_entropy_bonus_enabled", False),
             "router_aux_loss_coef": getattr(self, "aux_loss_enabled", False),
-            "vllm_importance_sampling_correction": getattr(self, "use_vllm", False)
-            and getattr(self, "vllm_importance_sampling_correction", False),
         }
         chosen = [name for name, is_set in unsupported.items() if is_set]
         if chosen:
@@ -105,6 +100,9 @@ class FusedGRPOLossMixin:
                 f"FusedGRPOLossMixin: the fused loss has no {', '.join(chosen)}, got it set in GRPOConfig; "
                 "turn the option off or train without the mixin"
             )
+
+    def _corrects_vllm(self) -> bool:
+        return getattr(self, "use_vllm", False) and getattr(self, "vllm_importance_sampling_correction", False)
 
     def _completion_logits(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Logits of the completion and of the position before it, [B, T + 1, V], from the model's own forward."""
@@ -131,7 +129,8 @@ class FusedGRPOLossMixin:
         num_items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         if self.model.training:
             num_items = num_items * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        luspo = self.loss_type == _LUSPO
+        # The ratios that correct for what vLLM sampled from, by token or [B, 1] by sequence.
+        ratios = inputs["importance_sampling_ratio"] if self._corrects_vllm() else None
         return {
             "old_logps": inputs.get("old_per_token_logps"),
             "ref_logps": inputs["ref_per_token_logps"] if self.beta != 0.0 else None,
@@ -142,10 +141,11 @@ class FusedGRPOLossMixin:
             "kl_clamp": None,
             "unbiased_kl": self.args.use_bias_correction_kl,
             "delta": self.args.delta,
-            "loss_type": "dr_grpo" if luspo else self.loss_type,
-            "max_completion_length": 1 if luspo else self.max_completion_length,
+            "loss_type": self.loss_type,
+            "max_completion_length": self.max_completion_length,
             "num_items": num_items,
             "importance_sampling_level": self.importance_sampling_level,
+            "token_weights": None if ratios is None else ratios.expand(inputs["completion_ids"].shape),
         }
 
     def _fused_loss(self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor) -> GRPOLossOutput:

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
+from zoomzero_kernels.checks import (
+    check_device,
+    check_mask,
+    check_token_ids,
+    check_token_tensor,
+    describe,
+    values_are_checked,
+)
 from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, masked_mean, token_weights
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
@@ -216,6 +223,25 @@ def policy_tensors(
         old_logps=None if old_logps is None else old_logps.detach(),
         ref_logps=None if ref_logps is None else ref_logps.detach(),
     )
+
+
+def with_token_weights(op: str, tensors: PolicyTensors, token_weights: Tensor | None) -> PolicyTensors:
+    """The tensors with advantages times the weights: every policy term is of degree one in the advantage.
+
+    Where values are not checked, a weight below 0, which would turn the clipping round, makes its loss NaN.
+    """
+    if token_weights is None:
+        return tensors
+    shape = (tensors.mask.shape[0], tensors.mask.shape[1])
+    check_token_tensor(op, "token_weights", token_weights, shape, tensors.mask)
+    weights = torch.where(tensors.mask != 0, token_weights.detach().to(tensors.weights.dtype), 0.0)
+    fits = (weights >= 0) & (weights < math.inf)
+    if not torch.compiler.is_compiling() and values_are_checked(weights) and not bool(fits.all()):
+        raise ValueError(
+            f"{op}: token_weights must be finite and >= 0 on valid tokens, got {weights[~fits][0].item()}; mask such "
+            "tokens, or change the sign of their advantages"
+        )
+    return tensors._replace(advantages=tensors.advantages * torch.where(fits, weights, math.nan))
 
 
 def check_reference(op: str, tensors: PolicyTensors, options: PolicyOptions) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoomzero_kernels.checks import describe
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
 
 
 class Normaliser(NamedTuple):
@@ -50,12 +50,15 @@ def token_weights(mask: Tensor, normaliser: Normaliser, dtype: torch.dtype = tor
     - ``grpo``: mean over each sequence, then over the sequences;
     - ``bnpo``: mean over the valid tokens of the batch;
     - ``dr_grpo``: sum over ``B * max_completion_length`` (the width T when it is not given);
+    - ``luspo``: sum over each sequence, then mean over the sequences;
     - ``dapo``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
     """
     loss_type, max_completion_length, num_items = normaliser
     valid = (mask if mask.dtype == torch.bool else mask != 0).to(dtype)
     if loss_type == "grpo":
         return valid / (valid.sum(-1, keepdim=True).clamp(min=1.0) * max(mask.shape[0], 1))
+    if loss_type == "luspo":
+        return valid / max(mask.shape[0], 1)
     if loss_type == "dr_grpo":
         length = mask.shape[1] if max_completion_length is None else max_completion_length
         return valid / max(mask.shape[0] * length, 1)

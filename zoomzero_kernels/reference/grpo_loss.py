@@ -15,6 +15,8 @@ def _normalise(
     num_valid = mask.sum()
     if loss_type == "grpo":
         return ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).sum() / max(loss.shape[0], 1)
+    if loss_type == "luspo":
+        return (loss * mask).sum() / max(loss.shape[0], 1)
     if loss_type == "bnpo":
         return (loss * mask).sum() / num_valid.clamp(min=1.0)
     if loss_type == "dr_grpo":
@@ -43,13 +45,15 @@ def grpo_loss(
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
     importance_sampling_level: str = "token",
+    token_weights: Tensor | None = None,
 ) -> GRPOLossOutput:
     """Clipped policy loss with per-token advantages and k3 KL, as a chain of ordinary torch calls.
 
     With ``logp = log_softmax(logits / temperature)[token]``, ``ratio = exp(logp - old_logp)`` and
     ``d = ref_logp - logp``, the loss of a token is
     ``-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A) + beta * clamp(exp(d) - d - 1, max=kl_clamp)``.
-    ``unbiased_kl`` multiplies the KL estimate by the ratio; ``delta`` bounds the first ratio.
+    ``unbiased_kl`` multiplies the KL estimate by the ratio; ``delta`` bounds the first ratio;
+    ``token_weights`` multiply the first term.
     At the sequence level the log-ratio is replaced by its mean over the valid tokens of the sequence.
     logits [B, T, V] in float32 or float64, other tensors [B, T]; ``loss`` is differentiable by autograd.
     """
@@ -68,6 +72,10 @@ def grpo_loss(
     ratio = torch.where(per_token == 0, 0.0, log_ratio).exp()
     capped = ratio if delta is None else ratio.clamp(max=delta)
     token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
+    counts = valid
+    if token_weights is not None:
+        factors = torch.where(valid, token_weights.to(logps.dtype), 0.0)
+        token_loss, counts = factors * token_loss, factors > 0
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
         gap = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - torch.where(valid, logps, 0.0)
@@ -83,7 +91,7 @@ def grpo_loss(
     probabilities = log_probs.detach().exp()
     plogp = torch.where(probabilities > 0, probabilities * log_probs.detach(), 0.0)
     too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
-    low, high = ((flag & valid).to(logps.dtype).sum() / num_valid for flag in (too_low, too_high))
+    low, high = ((flag & counts).to(logps.dtype).sum() / num_valid for flag in (too_low, too_high))
     return GRPOLossOutput(
         loss=_normalise(token_loss, valid, loss_type, max_completion_length, num_items),
         logps=torch.where(valid, logps.detach(), 0.0),
