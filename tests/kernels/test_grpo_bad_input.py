@@ -75,7 +75,7 @@ def call(op: str, **change: Any) -> None:
         ({"delta": 0.0}, ValueError, "delta must be > 0, got 0.0; pass delta=None for an unbounded ratio"),
         ({"delta": math.nan}, ValueError, "delta must be > 0, got nan"),
         ({"kl_clamp": -1.0}, ValueError, "kl_clamp must be > 0, got -1.0"),
-        ({"loss_type": "cispo"}, ValueError, "unknown loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo"),
+        ({"loss_type": "ppo"}, ValueError, "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo"),
         ({"importance_sampling_level": "batch"}, ValueError, "unknown importance_sampling_level, got 'batch'"),
         ({"max_completion_length": -3}, ValueError, "max_completion_length must be > 0, got -3"),
         ({"num_items": math.nan}, ValueError, "num_items must be >= 0, got nan"),
