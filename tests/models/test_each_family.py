@@ -67,7 +67,7 @@ def _own_forward(model: PreTrainedModel, inputs: dict[str, Tensor], completion: 
 def test_hidden_states_equal_transformers_own(engine: ZoomZero, folder: Path, inputs: list[dict[str, Tensor]]) -> None:
     theirs = load_model(folder, "cpu")
     for item in inputs:
-        ours, _ = prefill(engine.model, encode_prompts(engine.model, [item]), None)
+        ours = prefill(engine.model, encode_prompts(engine.model, [item]), None)
         expected = _own_forward(theirs, item, [])
         torch.testing.assert_close(ours[0], expected.hidden_states[-1][0, -1], rtol=1e-5, atol=1e-5)
         logps = next_token_logps(engine.model, encode_prompts(engine.model, [item]))[0]

@@ -31,7 +31,12 @@ from transformers import (
 )
 
 import zoomzero
-from zoomzero.models.packed_attention import PackedLengths, packed_attention, use_packed_attention
+from zoomzero.models.packed_attention import (
+    PackedLengths,
+    group_step_attention,
+    packed_attention,
+    use_packed_attention,
+)
 
 VOCAB, PAD, IMAGE, VIDEO = 90, 0, 93, 92
 SIZES = {
@@ -397,6 +402,8 @@ def test_attention_that_packed_rows_do_not_know(options: dict[str, Any], message
     query = torch.randn(1, 2, 9, 4)
     with pytest.raises(ValueError, match=f"shared prefixes: .*{message}"):
         packed_attention(query, query, query, PackedLengths([4], [[2, 3]]), **options)
+    with pytest.raises(ValueError, match=f"shared prefixes: .*{message.replace('got 7', 'got 9')}"):
+        group_step_attention(query[:, :, :3], query, query, None, **options)
     assert packed_attention(query, query, query, PackedLengths([4], [[2, 3]]), sliding_window=7).shape == (1, 9, 2, 4)
 
 

@@ -1,5 +1,7 @@
 """Group-shared generation gives what a plain forward over prompt + response gives, token by token."""
 
+from typing import Any
+
 import pytest
 import torch
 from support.tiny_qwen import (
@@ -8,18 +10,20 @@ from support.tiny_qwen import (
     PAD_TOKEN,
     SHORT,
     VIDEO_TOKEN,
+    VOCAB_SIZE,
     ZOOM,
     PromptShape,
     full_row_logits,
     random_inputs,
     random_model,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoomzero.models.encoding import encode_prompts
-from zoomzero.models.forward import additive_mask, next_token_logps
+from zoomzero.models.forward import next_token_logps
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.rollouts import SamplingOptions
-from zoomzero.rollouts.shared_prompt import generate
+from zoomzero.rollouts.shared_prompt import STEPS_PER_LOOK, generate
 
 
 def _options(**changes: object) -> SamplingOptions:
@@ -28,7 +32,7 @@ def _options(**changes: object) -> SamplingOptions:
     )
 
 
-# kv_heads 1: grouped queries, whose keys are repeated; eager: the additive mask.
+# kv_heads 1: grouped queries, folded over their keys; eager: whatever attention the model came with.
 @pytest.mark.parametrize(("kv_heads", "attention"), [(3, "sdpa"), (1, "sdpa"), (3, "eager")])
 def test_greedy_equals_the_full_row(kv_heads: int, attention: str) -> None:
     model = random_model(kv_heads=kv_heads, attn_implementation=attention)
@@ -142,15 +146,89 @@ def test_sampling_options_are_checked(changes: dict[str, object], message: str) 
         _options(**changes)
 
 
+# Ops that make the host wait for the device, whatever they are called for.
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "unique2", "_unique2", "masked_select", "equal"}
+
+
+class StepsSeen(TorchDispatchMode):
+    """Every op between two calls of the language model: its name, and the shapes of its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[list[tuple[str, list[torch.Size]]]] = []
+        self.addresses: list[list[int]] = []
+        self.waits = self.copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if self.steps:
+            self.waits += name in WAITS
+            # a tensor made from numbers on the host, which a device would have to be sent
+            self.copies += name == "lift_fresh" or (name == "_to_copy" and "device" in (kwargs or {}))
+            self.steps[-1].append((name, [x.shape for x in (*args, result) if isinstance(x, torch.Tensor)]))
+        return result
+
+    def begin(self, _: torch.nn.Module, __: Any, options: dict[str, Any]) -> None:
+        """Hook in front of the language model; the prefill, which has no `group_step`, is no step."""
+        if "group_step" in options:
+            tensors = [options[name] for name in ("input_ids", "position_ids", "attention_mask")]
+            tensors += [x for layer in options["past_key_values"].layers for x in (layer.keys, layer.values)]
+            self.addresses.append([tensor.data_ptr() for tensor in tensors])
+            self.steps.append([])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_steps_are_all_alike_and_the_host_does_not_wait(temperature: float) -> None:
+    """So that a CUDA graph could capture a step: 40 of them, at most 3 waits and copies from the host in all."""
+    model = random_model(kv_heads=1)
+    use_segment_attention(model)
+    prompts = encode_prompts(model, [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, ZOOM))])
+    never = VOCAB_SIZE  # an end token that is no token
+    options = _options(max_new_tokens=41, num_generations=4, temperature=temperature, eos_token_ids=(never,))
+    seen = StepsSeen()
+    model.model.language_model.register_forward_pre_hook(seen.begin, with_kwargs=True)
+    with seen:
+        generate(model, prompts, options, torch.Generator().manual_seed(0))
+    assert len(seen.steps) == 40
+    assert seen.waits + seen.copies <= 3
+    assert len({tuple(addresses) for addresses in seen.addresses}) == 1
+    looks = {"any", "_local_scalar_dense", "is_nonzero"}
+    plain = [[op for op in step if op[0] not in looks] for step in seen.steps[:-1]]  # behind the last comes the result
+    assert all(step == plain[0] for step in plain)
+    assert len(plain[0]) > 100
+
+
+def test_keys_are_not_repeated() -> None:
+    """Three query heads over one key head: no tensor of a step is larger than the keys of one head."""
+    model = random_model(kv_heads=1)
+    prompts = encode_prompts(model, [random_inputs(COARSE)])
+    seen = StepsSeen()
+    model.model.language_model.register_forward_pre_hook(seen.begin, with_kwargs=True)
+    with seen:
+        generate(model, prompts, _options(max_new_tokens=3, num_generations=2))
+    keys = (prompts[0].input_ids.numel() + 2 * 2) * 32  # one head of 32
+    sizes = [shape.numel() for _, shapes in seen.steps[0] for shape in shapes if shape[:1] == (1,)]
+    assert max(sizes) == keys
+
+
+def test_responses_that_end_between_two_looks_are_cut() -> None:
+    """What is computed in vain, until the host looks again, is not in the result."""
+    model = random_model()
+    prompts = encode_prompts(model, [random_inputs(SHORT)])
+    first = generate(model, prompts, _options(temperature=0.0)).token_ids[0]
+    ends = int(first[2])
+    calls: list[int] = []
+    model.model.language_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    rollouts = generate(model, prompts, _options(temperature=0.0, max_new_tokens=60, eos_token_ids=(ends,)))
+    length = first.tolist().index(ends) + 1
+    assert rollouts.token_ids.tolist() == [first[:length].tolist()]
+    assert rollouts.stopped.tolist() == [True]
+    assert len(calls) <= STEPS_PER_LOOK
+
+
 def test_empty_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="generate: needs at least one prompt, got none"):
         generate(random_model(), [], _options())
     with pytest.raises(ValueError, match="next_token_logps: needs at least one prompt, got none"):
         next_token_logps(random_model(), [])
-
-
-def test_attention_without_a_mask_is_refused() -> None:
-    model = random_model()
-    model.config.text_config._attn_implementation_internal = "flex_attention"
-    with pytest.raises(ValueError, match=r"4-D mask \(sdpa or eager\), got 'flex_attention'"):
-        additive_mask(model, torch.ones(1, 1, 1, 1, dtype=torch.bool))

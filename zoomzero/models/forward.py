@@ -1,4 +1,4 @@
-"""Forward passes over encoded prompts: prefill, the next token's log-probabilities, and the masks they take."""
+"""Forward passes over encoded prompts: prefill, the next token's log-probabilities."""
 
 from __future__ import annotations
 
@@ -10,34 +10,31 @@ import torch
 from torch import Tensor
 
 from zoomzero.models.encoding import EncodedPrompt, language_inputs
-from zoomzero.models.packed_attention import PREFIX
+from zoomzero.models.packed_attention import PackedLengths, packed_arguments, use_packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
 
 
-def prefill(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], cache: Cache | None) -> tuple[Tensor, Tensor]:
-    """One left-padded forward over all prompts. Returns the last hidden state [P, D] and the key mask bool [P, L]."""
-    device = model.device
-    length = max(prompt.input_ids.numel() for prompt in prompts)
-    input_ids = torch.zeros(len(prompts), length, dtype=torch.long, device=device)
-    position_ids = torch.zeros(3, len(prompts), length, dtype=torch.long, device=device)
-    keep = torch.zeros(len(prompts), length, dtype=torch.bool, device=device)
-    for row, prompt in enumerate(prompts):
-        start = length - prompt.input_ids.numel()
-        input_ids[row, start:] = prompt.input_ids
-        position_ids[:, row, start:] = prompt.position_ids
-        keep[row, start:] = True
-    is_video = keep & (input_ids == model.config.video_token_id)
+def prefill(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], cache: Cache | None) -> Tensor:
+    """One forward over all prompts, one after the other in one row, without padding. The last hidden state [P, D].
+
+    cache: takes the keys and values [1, heads, N, D] of that row, or None.
+    """
+    use_packed_attention(model)
+    input_ids = torch.cat([prompt.input_ids for prompt in prompts])[None]
+    lengths = [prompt.input_ids.numel() for prompt in prompts]
+    is_video = input_ids == model.config.video_token_id
     outputs = model.model.language_model(
         **language_inputs(model, input_ids, is_video, [prompt.features for prompt in prompts]),
-        position_ids=position_ids,
-        attention_mask=None if bool(keep.all()) else keep.long(),
+        position_ids=torch.cat([prompt.position_ids for prompt in prompts], dim=1)[:, None],
         past_key_values=cache,
-        use_cache=cache is not None,
+        **packed_arguments(PackedLengths(lengths, [[]] * len(lengths)), input_ids.device),
     )
-    return outputs.last_hidden_state[:, -1], keep
+    ends = torch.tensor(lengths, device=input_ids.device).cumsum(0) - 1
+    last: Tensor = outputs.last_hidden_state[0, ends]
+    return last
 
 
 @torch.no_grad()
@@ -49,25 +46,8 @@ def next_token_logps(model: PreTrainedModel, prompts: Sequence[EncodedPrompt]) -
     if not prompts:
         raise ValueError("next_token_logps: needs at least one prompt, got none; skip the call for an empty batch")
     with evaluation_mode(model):
-        hidden, _ = prefill(model, prompts, cache=None)
+        hidden = prefill(model, prompts, cache=None)
         return model.lm_head(hidden).float().log_softmax(-1)
-
-
-def additive_mask(model: PreTrainedModel, mask: Tensor) -> Tensor:
-    """Turn a boolean 4-D mask into what the language model's attention takes: SDPA boolean, eager additive.
-
-    ValueError for other attention implementations: they take no 4-D mask.
-    """
-    implementation = model.model.language_model.config._attn_implementation.removeprefix(PREFIX)
-    if implementation == "sdpa":
-        return mask
-    if implementation == "eager":
-        dtype = model.dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
-    raise ValueError(
-        f"zoomzero: shared prompts need an attention with a 4-D mask (sdpa or eager), got {implementation!r}; "
-        'load the model with attn_implementation="sdpa"'
-    )
 
 
 @contextlib.contextmanager

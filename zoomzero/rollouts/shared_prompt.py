@@ -2,10 +2,15 @@
 
 Problem: GRPO samples G responses of one prompt whose video fills most of its tokens; G rows per prompt repeat the
 vision tower and the prefill G times and read G copies of the prompt's keys at every step. Here the prompts are
-prefilled once each (left-padded into one batch); a decoding step is then one row per prompt with G new tokens, one of
-each response. The row's keys are the prompt's, once, followed by those of all responses in order of time, and a mask
-lets each response see the prompt and itself. Keys are written in place into a buffer with room for the responses, never
-grown by copying.
+prefilled once each, without padding; a decoding step is then one row per prompt with G new tokens, one of each
+response. The row's keys are the prompt's, once, followed by those of all responses in order of time, and a mask lets
+each response see the prompt and itself.
+
+Note [Steps that are all alike]
+A step reads and writes buffers that stay where they are, in shapes that do not grow: keys and values have room for the
+longest responses, the mask opens in place, and what changes from step to step (places, positions, tokens) lies on the
+device. The host does not wait for the device but every `STEPS_PER_LOOK` steps, to see whether all responses have ended:
+so a GPU is never idle between steps, and a CUDA graph could capture one. Not measured on a GPU.
 """
 
 from collections.abc import Sequence
@@ -16,43 +21,132 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from zoomzero.models.encoding import EncodedPrompt
-from zoomzero.models.forward import additive_mask, evaluation_mode, prefill
+from zoomzero.models.forward import evaluation_mode, prefill
 from zoomzero.rollouts import Rollouts, SamplingOptions
+
+# Steps between two looks at whether all responses have ended; up to so many steps are computed in vain.
+STEPS_PER_LOOK = 16
 
 
 class _GroupLayer(CacheLayerMixin):
-    """Keys and values [P, heads, places, dim] of one layer: first the prompts', then what is appended to them."""
+    """Keys and values [P, heads, K, dim] of one layer: each prompt's, and from the longest prompt's end the responses'.
+
+    prompt_lengths: of the P prompts, whose keys come first, one after the other in one row; room: places for the keys
+    that follow; places int64 [G]: where those of the present step belong.
+    """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, prompt_lengths: Sequence[int], room: int, places: Tensor) -> None:
         super().__init__()
-        self.room = room
-        self.length = 0
+        self.prompt_lengths, self.room, self.places = prompt_lengths, room, places
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, length, dim = key_states.shape
-        self.keys = key_states.new_empty(rows, heads, length + self.room, dim)
-        self.values = value_states.new_empty(rows, heads, length + self.room, dim)
+        _, heads, _, dim = key_states.shape
+        shape = (len(self.prompt_lengths), heads, self.get_max_length(), dim)
+        # Zeros: a masked key must be finite.
+        self.keys, self.values = key_states.new_zeros(shape), value_states.new_zeros(shape)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        if self.is_initialized:
+            self.keys.index_copy_(2, self.places, key_states)
+            self.values.index_copy_(2, self.places, value_states)
+            return self.keys, self.values
+        self.lazy_initialization(key_states, value_states)
+        for whole, row in ((self.keys, key_states), (self.values, value_states)):
+            for prompt, part in enumerate(row[0].split(list(self.prompt_lengths), dim=1)):
+                whole[prompt, :, : part.shape[1]] = part
+        return key_states, value_states
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.get_max_length()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.get_max_length(), 0
 
     def get_max_length(self) -> int:
-        return -1
+        return max(self.prompt_lengths) + self.room
+
+
+class _Group:
+    """P groups of G responses between two steps. See Note [Steps that are all alike]."""
+
+    def __init__(self, model: PreTrainedModel, prompts: Sequence[EncodedPrompt], options: SamplingOptions) -> None:
+        self.model = model
+        device, size = model.device, options.num_generations
+        lengths = [prompt.input_ids.numel() for prompt in prompts]
+        room = size * (options.max_new_tokens - 1)
+        self.places = torch.arange(size, device=device) + max(lengths)
+        layers = model.model.language_model.layers
+        self.cache = Cache(layers=[_GroupLayer(lengths, room, self.places) for _ in layers])
+        hidden = prefill(model, prompts, self.cache)
+        self.logits: Tensor = model.lm_head(hidden).repeat_interleave(size, dim=0)
+        """[P*G, V]: of the next token."""
+        self.token = torch.zeros(len(prompts), size, dtype=torch.long, device=device)
+        starts = torch.tensor([prompt.next_position for prompt in prompts], device=device)
+        self.positions = starts[None, :, None].repeat(3, 1, size)
+        config = model.model.language_model.config
+        heads_per_key = config.num_attention_heads // config.num_key_value_heads
+        closed = float("-inf")
+        self.own = torch.full((size, size), closed, device=device, dtype=hidden.dtype).fill_diagonal_(0.0)
+        self.own = self.own.repeat(heads_per_key, 1).expand(len(prompts), 1, -1, -1)
+        self.mask = hidden.new_full((len(prompts), 1, heads_per_key * size, max(lengths) + room), closed)
+        for row, length in enumerate(lengths):
+            self.mask[row, ..., :length] = 0.0
+
+    def step(self, token: Tensor) -> None:
+        """Take the responses' new tokens int64 [P*G] in, and find the logits of those after them."""
+        self.token.copy_(token.view_as(self.token))
+        self.mask.index_copy_(3, self.places, self.own)
+        outputs = self.model.model.language_model(
+            input_ids=self.token,
+            position_ids=self.positions,
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            group_step=True,
+        )
+        self.logits.copy_(self.model.lm_head(outputs.last_hidden_state.flatten(0, 1)))
+        self.places += len(self.places)
+        self.positions += 1
+
+
+class _Responses:
+    """What has been sampled so far, in buffers of the full length."""
+
+    def __init__(self, num_rows: int, options: SamplingOptions, device: torch.device) -> None:
+        shape, self.options = (num_rows, options.max_new_tokens), options
+        self.token_ids = torch.full(shape, options.pad_token_id, device=device)
+        self.mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.logps = torch.zeros(shape, device=device)
+        self.top_logps = torch.zeros(*shape, options.num_top_logps, device=device)
+        self.running = torch.ones(num_rows, dtype=torch.bool, device=device)
+        self._eos = torch.tensor(options.eos_token_ids, device=device)
+        self._step = torch.zeros(1, dtype=torch.long, device=device)
+
+    def add(self, token: Tensor, logps: Tensor) -> None:
+        """Append a token int64 [R], drawn from log-probabilities [R, V], to each running response."""
+        of_token = logps.gather(-1, token[:, None]).where(self.running[:, None], 0.0)
+        self.token_ids.index_copy_(1, self._step, token.where(self.running, self.options.pad_token_id)[:, None])
+        self.mask.index_copy_(1, self._step, self.running[:, None])
+        self.logps.index_copy_(1, self._step, of_token)
+        if self.options.num_top_logps:
+            self.top_logps.index_copy_(1, self._step, logps.topk(self.options.num_top_logps, dim=-1).values[:, None])
+        self.running &= ~torch.isin(token, self._eos)
+        self._step += 1
+
+    def rollouts(self) -> Rollouts:
+        """The responses, padded to the longest."""
+        length = int(self.mask.any(0).sum())
+        return Rollouts(
+            token_ids=self.token_ids[:, :length].clone(),
+            mask=self.mask[:, :length].clone(),
+            logps=self.logps[:, :length].clone(),
+            stopped=~self.running,
+            top_logps=self.top_logps[:, :length].clone() if self.options.num_top_logps else None,
+        )
 
 
 @torch.no_grad()
@@ -69,63 +163,16 @@ def generate(
     """
     if not prompts:
         raise ValueError("generate: needs at least one prompt, got none; skip the call for an empty batch")
-    group_size = options.num_generations
     with evaluation_mode(model):
-        room = group_size * (options.max_new_tokens - 1)
-        cache = Cache(layers=[_GroupLayer(room) for _ in model.model.language_model.layers])
-        hidden, keep = prefill(model, prompts, cache)
-        starts = torch.tensor([prompt.next_position for prompt in prompts], device=keep.device)
-        return _decode(model, cache, hidden, _group_mask(keep, group_size, room), starts, options, generator)
-
-
-def _group_mask(keep: Tensor, group_size: int, room: int) -> Tensor:
-    """keep bool [P, L] -> bool [P, 1, G, L + room]: response g sees its prompt and every G-th later key, its own."""
-    own = torch.eye(group_size, dtype=torch.bool, device=keep.device).repeat(1, room // group_size)
-    prompt = keep[:, None, None].expand(-1, 1, group_size, -1)
-    return torch.cat((prompt, own.expand(len(keep), 1, -1, -1)), dim=-1)
-
-
-def _decode(
-    model: PreTrainedModel,
-    cache: Cache,
-    hidden: Tensor,
-    mask: Tensor,
-    starts: Tensor,
-    options: SamplingOptions,
-    generator: torch.Generator | None,
-) -> Rollouts:
-    """hidden [P, D] after the prompts, mask as `_group_mask` gives it, starts int64 [P]: the first token's position."""
-    num_prompts, group_size = len(hidden), options.num_generations
-    logits = model.lm_head(hidden).repeat_interleave(group_size, dim=0)
-    eos = torch.tensor(options.eos_token_ids, device=hidden.device)
-    running = torch.ones(num_prompts * group_size, dtype=torch.bool, device=hidden.device)
-    columns: dict[str, list[Tensor]] = {"ids": [], "mask": [], "logps": [], "top": []}
-    for step in range(options.max_new_tokens):
-        token, logps = _sample(logits, options, generator)
-        columns["ids"].append(token.where(running, options.pad_token_id))
-        columns["mask"].append(running)
-        columns["logps"].append(logps.gather(-1, token[:, None])[:, 0].where(running, 0.0))
-        if options.num_top_logps:
-            columns["top"].append(logps.topk(options.num_top_logps, dim=-1).values)
-        running = running & ~torch.isin(token, eos)
-        if step + 1 == options.max_new_tokens or not bool(running.any()):
-            break
-        num_keys = cache.get_seq_length() + group_size
-        outputs = model.model.language_model(
-            inputs_embeds=model.get_input_embeddings()(token.view(num_prompts, group_size)),
-            position_ids=(starts + step)[None, :, None].expand(3, -1, group_size),
-            attention_mask=additive_mask(model, mask[..., :num_keys]),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = model.lm_head(outputs.last_hidden_state.flatten(0, 1))
-    return Rollouts(
-        token_ids=torch.stack(columns["ids"], dim=1),
-        mask=torch.stack(columns["mask"], dim=1),
-        logps=torch.stack(columns["logps"], dim=1),
-        stopped=~running,
-        top_logps=torch.stack(columns["top"], dim=1) if options.num_top_logps else None,
-    )
+        group = _Group(model, prompts, options)
+        responses = _Responses(len(group.logits), options, group.logits.device)
+        for step in range(1, options.max_new_tokens + 1):
+            token, logps = _sample(group.logits, options, generator)
+            responses.add(token, logps)
+            if step == options.max_new_tokens or (step % STEPS_PER_LOOK == 0 and not bool(responses.running.any())):
+                break
+            group.step(token)
+        return responses.rollouts()
 
 
 def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -134,7 +181,9 @@ def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator
         logps = logits.float().log_softmax(-1)
         return logps.argmax(-1), logps
     logps = (logits.float() / options.temperature).log_softmax(-1)
-    return torch.multinomial(logps.exp(), 1, generator=generator)[:, 0], logps
+    # What torch.multinomial computes, which looks at the values on the host first.
+    waits = torch.empty_like(logps).exponential_(generator=generator)
+    return (logps.exp() / waits).argmax(-1), logps
 
 
 class SharedPromptSampler:
