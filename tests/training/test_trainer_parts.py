@@ -1,5 +1,6 @@
 """The parts of the trainer: settings, batches, caches, credit, and the check of TRL's private hooks."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,13 +11,21 @@ from trl import GRPOTrainer
 from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts
-from zoomzero.training.config import UNSUPPORTED, ZoomZeroConfig
+from zoomzero.rollouts.vllm import VllmSampler
+from zoomzero.synthetic import tiny_model
+from zoomzero.training.config import UNSUPPORTED, UNSUPPORTED_OF_VLLM, ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 from zoomzero.training.trl_contract import ATTRIBUTES, require_attributes, require_hooks
 
+OTHER_VALUES_OF_VLLM = {
+    "vllm_mode": "server", "vllm_model_impl": "transformers", "vllm_tensor_parallel_size": 2,
+    "vllm_enable_sleep_mode": True, "vllm_structured_outputs_regex": ".*",
+    "vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0,
+    "vllm_importance_sampling_clip_min": 0.5,
+}  # fmt: skip
 # A value other than the only supported one, for every setting of TRL that is refused.
 OTHER_VALUES = {
-    "use_vllm": True, "use_transformers_continuous_batching": True, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
+    "use_transformers_continuous_batching": True, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
     "repetition_penalty": 1.1, "generation_kwargs": {"num_beams": 2}, "cache_implementation": "static",
     "reward_weights": [1.0], "multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch",
     "importance_sampling_level": "sequence", "delta": 2.0, "top_entropy_quantile": 0.5, "entropy_coef": 0.1,
@@ -73,6 +82,7 @@ def test_a_missing_attribute_is_named(gone: str) -> None:
 
 def test_every_unsupported_setting_has_a_test_value() -> None:
     assert {name for name, _, _ in UNSUPPORTED} == set(OTHER_VALUES)
+    assert {name for name, _, _ in UNSUPPORTED_OF_VLLM} == set(OTHER_VALUES_OF_VLLM)
 
 
 @pytest.mark.parametrize("name", OTHER_VALUES)
@@ -81,6 +91,26 @@ def test_unsupported_settings_are_refused(tmp_path: Path, name: str) -> None:
     others = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 500, name: OTHER_VALUES[name]}
     with pytest.raises(ValueError, match=f"{name} must stay .* got .*does not implement it"):
         _config(tmp_path, **others)
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES_OF_VLLM)
+def test_unsupported_settings_of_vllm_are_refused_where_it_is_used(tmp_path: Path, name: str) -> None:
+    value = {name: OTHER_VALUES_OF_VLLM[name]}
+    _config(tmp_path, **value)
+    with pytest.raises(ValueError, match=f"{name} must stay .* got .*does not implement it"):
+        _config(tmp_path, use_vllm=True, **value)
+
+
+def test_vllms_responses_are_weighed_by_the_ratio_to_what_it_sampled_from(tmp_path: Path) -> None:
+    assert not _config(tmp_path).is_off_policy
+    assert _config(tmp_path, use_vllm=True).is_off_policy
+    assert not _config(tmp_path, use_vllm=True, vllm_importance_sampling_correction=False).is_off_policy
+
+
+def test_a_missing_vllm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(ImportError, match="VllmSampler: vLLM must be installed, got: .*leave use_vllm off"):
+        VllmSampler(tmp_path, tiny_model())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from zoomzero.budget import FramePlan
-from zoomzero.models.encoding import EncodedPrompt, video_features
+from zoomzero.models.encoding import EncodedPrompt, PlacedVideo, video_features
 from zoomzero.prompts import Inquiry
 from zoomzero.video import Video
 
@@ -72,6 +72,8 @@ class PreparedPrompt:
     """int64 [videos, 3], in patches."""
     is_encoded: bool
     """Whether `visual` holds features."""
+    videos: tuple[PlacedVideo, ...] = ()
+    """The prompt's videos in order, where they are known."""
 
     @property
     def next_position(self) -> int:
@@ -86,6 +88,6 @@ def through_tower(model: PreTrainedModel, prompts: Sequence[PreparedPrompt]) -> 
     else:
         features = video_features(model, [(prompt.visual, prompt.grid_thw) for prompt in prompts])
     return [
-        EncodedPrompt(prompt.input_ids, prompt.position_ids, feature)
+        EncodedPrompt(prompt.input_ids, prompt.position_ids, feature, prompt.videos)
         for prompt, feature in zip(prompts, features, strict=True)
     ]

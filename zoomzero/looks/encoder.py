@@ -21,7 +21,7 @@ from zoomzero.looks import Context, Look, PreparedPrompt
 from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.looks.videos import VideoSource
 from zoomzero.models import mrope_positions
-from zoomzero.models.encoding import video_features
+from zoomzero.models.encoding import PlacedVideo, video_features
 from zoomzero.patches import VideoPatches
 from zoomzero.video import VideoError
 from zoomzero_kernels import token_resample
@@ -97,8 +97,14 @@ class PromptEncoder:
             parts = [part] if context is None or before is None else [self._averaged(before, context), part]
             input_ids, position_ids = self._text(look, parts)
             visual, grids = ([getattr(item, name) for item in parts] for name in ("visual", "grid_thw"))
+            videos = tuple(
+                PlacedVideo(tuple(item.grid_thw[0].tolist()), float(item.second_per_grid_ts), item.times)
+                for item in parts
+            )
             prepared.append(
-                PreparedPrompt(input_ids, position_ids, _joined(visual), _joined(grids), is_encoded=self.freeze_vision)
+                PreparedPrompt(
+                    input_ids, position_ids, _joined(visual), _joined(grids), self.freeze_vision, videos=videos
+                )
             )
         return prepared
 

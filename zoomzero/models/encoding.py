@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class PlacedVideo:
+    """A video in a prompt, for those who lay out its tokens and positions themselves."""
+
+    grid: tuple[int, int, int]
+    """(t, h, w) in patches."""
+    seconds: float
+    """From one temporal patch to the next."""
+    times: tuple[float, ...]
+    """Seconds of the temporal patches."""
+
+
+@dataclass(frozen=True)
 class EncodedPrompt:
     """One prompt, ready for any forward pass."""
 
@@ -29,6 +41,8 @@ class EncodedPrompt:
     """int64 [3, L], M-RoPE (time, height, width)."""
     features: Tensor
     """[number of visual placeholders, D * (1 + depths)], this prompt's part of `video_features`."""
+    videos: tuple[PlacedVideo, ...] = ()
+    """The prompt's videos in order, where they are known."""
 
     @property
     def next_position(self) -> int:

@@ -76,10 +76,10 @@ class Rollouts:
 class Sampler(Protocol):
     """Samples groups of responses from a policy: our own loop, or an inference engine that holds its weights."""
 
-    def generate(
+    def __call__(
         self, prompts: Sequence[EncodedPrompt], options: SamplingOptions, generator: torch.Generator | None = None
     ) -> Rollouts:
         """`options.num_generations` responses of every prompt, those of a prompt next to each other.
 
-        generator: random numbers for reproducible sampling; None uses the sampler's own.
+        generator: random numbers for reproducible sampling; None uses torch's global state.
         """

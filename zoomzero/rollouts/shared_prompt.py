@@ -184,15 +184,3 @@ def _sample(logits: Tensor, options: SamplingOptions, generator: torch.Generator
     # What torch.multinomial computes, which looks at the values on the host first.
     waits = torch.empty_like(logps).exponential_(generator=generator)
     return (logps.exp() / waits).argmax(-1), logps
-
-
-class SharedPromptSampler:
-    """The `Sampler` that runs in the policy itself, with `generate`: nothing to synchronise, nothing held twice."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def generate(
-        self, prompts: Sequence[EncodedPrompt], options: SamplingOptions, generator: torch.Generator | None = None
-    ) -> Rollouts:
-        return generate(self.model, prompts, options, generator)

@@ -11,6 +11,7 @@ holding logits.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
 from zoomzero.responses import Response, parse, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
-from zoomzero.rollouts import Rollouts, SamplingOptions
+from zoomzero.rollouts import Rollouts, Sampler, SamplingOptions
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
@@ -73,6 +74,7 @@ class Collector:
         skipping: where unreadable videos are written down.
         reference: the frozen start model, None where nothing needs it.
         end_token_ids: tokens that end a response.
+        sampler: what samples in place of the policy's own loop.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Collector:
         skipping: Skipping,
         reference: PreTrainedModel | None,
         end_token_ids: Sequence[int],
+        sampler: Sampler | None = None,
     ) -> None:
         if config.beta > 0 and reference is None:
             raise ValueError(
@@ -92,6 +95,7 @@ class Collector:
         self._encoder, self._skipping, self._reference = encoder, skipping, reference
         self._tokenizer = encoder.processor.tokenizer
         self._end_token_ids = tuple(end_token_ids)
+        self._sampler = sampler
         self._credit = credit_matrix(config.credit, zoom_reward=config.zoom_reward)
 
     @torch.no_grad()
@@ -175,10 +179,12 @@ class Collector:
             num_generations=group_size,
             temperature=self._config.temperature,
         )
-        size = self._config.generation_prompts
+        sample = self._sampler or functools.partial(generate, policy)
+        # An inference engine makes its own batches.
+        size = self._config.generation_prompts if self._sampler is None else len(prompts)
         with self._accelerator.autocast():
             parts = [
-                generate(policy, through_tower(policy, prompts[start : start + size]), options)
+                sample(through_tower(policy, prompts[start : start + size]), options)
                 for start in range(0, len(prompts), size)
             ]
         return join_rollouts(parts, options.pad_token_id)

@@ -22,7 +22,6 @@ AT_LEAST_ONE = (
 # Settings of TRL that change what a step computes and that this trainer does not implement: (name, the only value, what
 # to do instead). A setting that would silently do nothing is an error.
 UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
-    ("use_vllm", False, "generation runs in the trainer, which shares each prompt's video and keys among its rollouts"),
     ("use_transformers_continuous_batching", False, "generation runs in the trainer"),
     ("top_p", 1.0, "rollouts are drawn from the policy itself; use temperature"),
     ("top_k", 0, "rollouts are drawn from the policy itself; use temperature"),
@@ -55,6 +54,17 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("use_liger_kernel", False, "the loss never holds the logits anyway"),
     ("chat_template_kwargs", None, "the processor's prompts are the checkpoint's own"),
     ("pad_to_multiple_of", None, "packed rows have no fixed length"),
+)
+# The same for vLLM's settings, where it is used.
+UNSUPPORTED_OF_VLLM: tuple[tuple[str, Any, str], ...] = (
+    ("vllm_mode", "colocate", "features and weights are handed over inside the process"),
+    ("vllm_model_impl", "vllm", "its own models take features"),
+    ("vllm_tensor_parallel_size", 1, "training runs in one process"),
+    ("vllm_enable_sleep_mode", False, "the engine keeps its memory; choose vllm_gpu_memory_utilization"),
+    ("vllm_structured_outputs_regex", None, "the format reward teaches the format"),
+    ("vllm_importance_sampling_mode", "sequence_mask", "the loss's own ratio is taken to what vLLM sampled from"),
+    ("vllm_importance_sampling_clip_max", 3.0, "epsilon and epsilon_high clip the ratio"),
+    ("vllm_importance_sampling_clip_min", None, "epsilon and epsilon_high clip the ratio"),
 )
 
 
@@ -91,7 +101,13 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
 
     @property
     def is_off_policy(self) -> bool:
-        """Whether some micro-batch is trained after the weights that generated it have changed (TRL's own rule)."""
+        """Whether tokens are weighed by the ratio to the policy that sampled them.
+
+        So it is where some micro-batch is trained after the weights that generated it have changed (TRL's own rule),
+        and where vLLM samples, whose numbers differ by rounding (unless vllm_importance_sampling_correction is off).
+        """
+        if self.use_vllm and self.vllm_importance_sampling_correction:
+            return True
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
 
     @property
@@ -131,7 +147,7 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
             )
 
     def _check_supported(self) -> None:
-        for name, only, instead in UNSUPPORTED:
+        for name, only, instead in (*UNSUPPORTED, *(UNSUPPORTED_OF_VLLM if self.use_vllm else ())):
             value = getattr(self, name)
             # TRL spells "no limit" of top_k as 0, -1 or None.
             if value != only and not (name == "top_k" and value in (None, -1)):

@@ -28,6 +28,7 @@ from zoomzero.training.loss import group_loss
 from zoomzero.training.metrics import Metrics
 from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import frozen_copy
+from zoomzero.training.sampler import vllm_sampler
 from zoomzero.training.trl_contract import REMEDY, require_attributes, require_hooks
 
 # TRL passes a batch between its hooks as a dictionary; ours has the one entry "groups".
@@ -84,6 +85,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         # TRL loads its own reference by the model's name on the hub when beta > 0; ours is the copy above.
         own_args = copy.copy(args)
         own_args.beta = 0.0
+        # It would load vLLM by the model's name, without features; ours is the sampler below.
+        own_args.use_vllm = False
         super().__init__(
             model=model,
             reward_funcs=_rewards_of_a_batch,
@@ -96,6 +99,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         )
         require_attributes(self)
         self.args.beta = self.beta = args.beta
+        self.args.use_vllm = args.use_vllm
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
         self.encoder = RowEncoder(
@@ -112,7 +116,12 @@ class ZoomZeroTrainer(CheckpointingTrainer):
             cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
         )
         ends = end_token_ids(model, processor.tokenizer)
-        self._collector = Collector(self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends)
+        self._vllm = vllm_sampler(self._policy(), processor, args) if args.use_vllm else None
+        # The step whose weights vLLM holds.
+        self._vllm_step: int | None = None
+        self._collector = Collector(
+            self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends, self._vllm
+        )
         # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
         self.data_collator = self._read_ahead
 
@@ -131,6 +140,12 @@ class ZoomZeroTrainer(CheckpointingTrainer):
     def _generate_and_score_completions(self, inputs: Sequence[Any]) -> Batch:
         """Rows, each repeated for its group, to a batch of groups."""
         training = self.model.training
+        metrics = Metrics()
+        if self._vllm is not None and self._vllm_step != self.state.global_step:
+            with metrics.phase("weights"):
+                self._vllm.load(self._policy())
+            self._vllm_step = self.state.global_step
+        self._record(metrics)
         group_size = self.num_generations if training else self.num_generations_eval
         collected = self._collector.collect(inputs, self._policy(), group_size, training=training)
         # A count, not a mean: the last one stands for the steps between two logs.
@@ -157,6 +172,10 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         metrics["kl"] = float(output.kl)
         metrics["entropy"] = float(output.entropy.sum() / groups.mask.sum().clamp(min=1))
         metrics["clip_ratio/region_mean"] = float(output.clip_fraction)
+        if self._vllm is not None and groups.old_logps is not None and bool(groups.mask.any()):
+            apart = (output.logps - groups.old_logps).abs()[groups.mask]
+            metrics["sampling/sampling_logp_difference/mean"] = float(apart.mean())
+            metrics["sampling/sampling_logp_difference/max"] = float(apart.max())
         self._record(metrics)
         return output.loss if self.loss_type == "dapo" else output.loss / accumulation
 
