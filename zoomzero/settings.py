@@ -86,8 +86,12 @@ class ZoomSettings:
     """A pass inside spans of it."""
     prompts: Prompts = dataclasses.field(default_factory=Prompts)
     """What the passes ask."""
+    kept_share: float = 0.1
+    """Share of a zoom pass's budget for tokens of the first pass, averaged down, where a strategy keeps them."""
 
     def __post_init__(self) -> None:
+        if not _is_number(self.kept_share) or not 0 <= self.kept_share < 1:
+            raise ValueError(f"kept_share must be in [0, 1), got {self.kept_share!r:.80}; 0 keeps none")
         if self.coarse.context_fraction:
             raise ValueError(
                 "ZoomSettings: the coarse pass sees the whole video and has no context_fraction, got "
@@ -108,11 +112,12 @@ class ZoomSettings:
         if not file.exists():
             return ZoomSettings()
         data = _read_object(file)
-        _check_keys(file, "", data, required=("coarse", "zoom", "prompts"), allowed=("coarse", "zoom", "prompts"))
+        sections = ("coarse", "zoom", "prompts")
+        _check_keys(file, "", data, required=sections, allowed=(*sections, "kept_share"))
         coarse, zoom = (_section(file, name, data[name], PassSettings) for name in ("coarse", "zoom"))
         prompts = _section(file, "prompts", data["prompts"], Prompts)
         try:
-            return ZoomSettings(coarse, zoom, prompts)
+            return ZoomSettings(coarse, zoom, prompts, data.get("kept_share", ZoomSettings.kept_share))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
 

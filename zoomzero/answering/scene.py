@@ -53,11 +53,6 @@ class Scene:
         return self.video.duration
 
     @property
-    def coarse_fps(self) -> float:
-        """Frames per second that the coarse pass chooses from."""
-        return self.processor.settings.coarse.sample_fps
-
-    @property
     def zoom_tokens(self) -> int:
         """Budget of a zoom pass, in visual tokens."""
         return self.options.budget_tokens or self.processor.settings.zoom.budget_tokens
@@ -71,6 +66,17 @@ class Scene:
     def min_zoom_tokens(self) -> int:
         """Fewest visual tokens that a zoom pass can do with."""
         return self.processor.settings.zoom.min_frame_tokens
+
+    @property
+    def kept_share(self) -> float:
+        """Share of a zoom pass's budget for tokens of an earlier pass."""
+        return self.processor.settings.kept_share
+
+    @property
+    def chunk_seconds(self) -> float:
+        """Length of a part of which the coarse pass can see every frame that it chooses from."""
+        coarse = self.processor.settings.coarse
+        return min(self.options.chunk_frames, coarse.max_frames) / coarse.sample_fps
 
     def whole(self) -> Ask:
         """The coarse pass over the whole video."""
@@ -93,15 +99,16 @@ class Scene:
         *,
         why: str,
         budget_tokens: int | None = None,
-        context: Context | None = None,
+        kept: tuple[Ask, int] | None = None,
     ) -> Ask:
         """The zoom pass: frames inside the spans, the whole video's where there is none.
 
-        budget_tokens: of the frames; the pass's whole budget unless told. context: tokens of an earlier look beside
-        them.
+        budget_tokens: of the frames; the pass's whole budget unless told. kept: an earlier look, and at most how many
+        of its tokens, averaged down, stand before the frames.
         """
         plan = self.processor.plan(self.video, spans, budget_tokens=budget_tokens or self.options.budget_tokens)
         inquiry = dataclasses.replace(self.inquiry, subtitles="")
+        context = Context(kept[0].look, kept[1]) if kept is not None and kept[1] else None
         look = Look(self.video, inquiry, plan, zoomed=True, context=context)
         return Ask("zoom", look, why, looked_at=tuple(spans), writes=self.inquiry.options is None)
 

@@ -49,6 +49,8 @@ TINY_SETTINGS = ZoomSettings(
         coarse="$question$video$options\nAnswer with evidence.",
         zoom="$question$video$options\nAnswer with the letter.",
     ),
+    # Of 32 tokens none can be spared: the signs are read at full size only.
+    kept_share=0.0,
 )
 TINY_GEOMETRY = VisionGeometry(patch_size=8, merge_size=2, temporal_patch_size=2)
 

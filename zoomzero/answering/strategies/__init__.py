@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING
 
 from zoomzero.answering.strategies.coarse_to_fine import coarse_to_fine
+from zoomzero.answering.strategies.divide_and_conquer import divide_and_conquer
+from zoomzero.answering.strategies.rounds import rounds
 from zoomzero.answering.strategies.single import single
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 STRATEGIES: dict[str, Strategy] = {
     "single": single,
     "coarse_to_fine": coarse_to_fine,
+    "divide_and_conquer": divide_and_conquer,
+    "rounds": rounds,
 }
 
 
