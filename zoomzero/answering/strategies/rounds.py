@@ -1,4 +1,4 @@
-"""Zooming with a way back: several spans side by side, then narrower, elsewhere or wider where the model is not sure."""
+"""Zooming with a way back: spans side by side, then narrower, elsewhere or wider where the model is not sure."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def rounds(scene: Scene) -> Generator[Sequence[Ask], Sequence[Pass], Verdict]:
     """Beyond the paper: a zoom that finds nothing is followed by others, up to `max_rounds`.
 
     The first zoom looks at up to `max_spans` spans that the first pass named, side by side, each with its share of the
-    zoom's budget; part of each (the settings' `kept_share`) holds tokens of the first pass, averaged down and not encoded
-    again. While the surest zoom is less sure than the pass before it, or than a coin, another round follows: into the
-    halves of a span that is long for its frames, else to the next span named, else around the span twice as wide. The
-    most confident zoom answers; its span is the evidence, or all that were named if it is of the first zoom.
+    zoom's budget; part of each (the settings' `kept_share`) holds tokens of the first pass, averaged down and not
+    encoded again. While the surest zoom is less sure than the pass before it, or than a coin, another round follows:
+    into the halves of a span that is long for its frames, else to the next span named, else around the span twice as
+    wide. The most confident zoom answers; its span is the evidence, or all that were named if it is of the first zoom.
     """
     whole = scene.whole()
     (coarse,) = yield [whole]
