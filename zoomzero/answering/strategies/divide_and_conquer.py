@@ -24,8 +24,7 @@ def divide_and_conquer(scene: Scene) -> Generator[Sequence[Ask], Sequence[Pass],
     The whole video and each part of it (`chunk_frames` frames at the coarse pass's rate, but no more than that pass
     takes) are answered with spans and confidence. The spans of the `max_spans` parts whose answers are the most
     confident are zoomed into together; the zoom's answer or the whole video's is taken, whichever is more confident; if
-    that is below one half, the best part's. Subtitles are cut to each part. A video of one part has no others beside the
-    whole.
+    that is below one half, the best part's. Subtitles are cut to each part. A video of one part is not asked twice.
     """
     parts = split(scene.duration, scene.chunk_seconds)
     asks = [
