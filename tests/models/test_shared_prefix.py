@@ -325,6 +325,16 @@ def test_other_calls_are_left_alone(change: Any, options: dict[str, Any]) -> Non
     assert (got.hidden_states is None) == (expected.hidden_states is None)
 
 
+def test_visual_rows_without_token_types_are_left_alone() -> None:
+    """Qwen2.5-VL then gives visual tokens the positions of text."""
+    model, rows = random_model(kv_heads=1), video_rows()
+    del rows["mm_token_type_ids"]
+    expected = model(**rows).logits
+    with zoomzero.shared_prefix(model) as packed:
+        torch.testing.assert_close(model(**rows).logits, expected, rtol=0, atol=0)
+    assert packed.tokens_computed == 0
+
+
 def test_tuples_and_the_call_by_position() -> None:
     model, rows = text_model("qwen2").eval(), text_rows()
     ids = rows["input_ids"][1:3]  # without padding: one completion is a token long, the others are not

@@ -174,6 +174,8 @@ class SharedPrefix:
         tokens = ids.tolist()
         ids_of_rows = [row[start:end] for row, (start, end) in zip(tokens, windows, strict=True)]
         visuals = visuals_of_rows(self._core.config, ids_of_rows, options)
+        if any(visuals) and options.get(TYPES) is None:
+            return None  # without them the model counts visual tokens as text, or refuses
         rows = [Row(row, own) for row, own in zip(ids_of_rows, visuals, strict=True)]
         layout = lay_out(rows, find_groups(rows))
         if layout.num_tokens >= ids.numel():
