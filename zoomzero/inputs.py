@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoomzero import patches
-from zoomzero.budget import FramePlan, plan_frames
+from zoomzero.budget import FramePlan, plan_frames, refit_frames
 from zoomzero.models.base import Family, VisionGeometry
 from zoomzero.models.families import family_of
 from zoomzero.models.loading import checkpoint_file
@@ -131,21 +131,29 @@ class VideoInputs:
         if spans is not None and not spans:
             # The whole video is planned: there is no rest of it.
             context = 0.0
-        return plan_frames(
+        limits: dict[str, Any] = {
+            "budget_tokens": settings.budget_tokens if budget_tokens is None else budget_tokens,
+            "max_frames": settings.max_frames,
+            "min_frame_tokens": settings.min_frame_tokens,
+            "max_frame_tokens": settings.max_frame_tokens,
+            "patch_size": self.geometry.patch_size,
+            "merge_size": self.geometry.merge_size,
+            "temporal_patch_size": self.geometry.temporal_patch_size,
+        }
+        plan = plan_frames(
             video.duration,
             video.height,
             video.width,
-            budget_tokens=settings.budget_tokens if budget_tokens is None else budget_tokens,
             sample_fps=settings.sample_fps,
             spans=None if spans is None else list(spans),
             context_fraction=context,
-            max_frames=settings.max_frames,
-            min_frame_tokens=settings.min_frame_tokens,
-            max_frame_tokens=settings.max_frame_tokens,
-            patch_size=self.geometry.patch_size,
-            merge_size=self.geometry.merge_size,
-            temporal_patch_size=self.geometry.temporal_patch_size,
+            **limits,
         )
+        if settings.frame_choice == "exact":
+            return plan
+        # An empty list of spans plans fewer frames than max_frames; moving never adds any.
+        near = video.snapped_to_keyframes(plan.timestamps, within=1 / plan.sample_fps)
+        return refit_frames(plan, near.tolist(), video.height, video.width, **limits)
 
     def read(self, video: Video, plan: FramePlan) -> VideoPatches:
         """Read the plan's frames and turn them into patches; see `zoomzero.patches.read_patches`."""

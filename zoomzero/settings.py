@@ -18,6 +18,7 @@ SETTINGS_FILE = "zoomzero.json"
 MAX_TOKENS = 1 << 20
 MAX_PLANNED_FRAMES = 1 << 16
 MAX_SAMPLE_FPS = 240.0
+FRAME_CHOICES = ("exact", "keyframes")
 # A file of settings is a page of text.
 MAX_FILE_BYTES = 1 << 18
 
@@ -51,8 +52,13 @@ class PassSettings:
     """Most visual tokens per temporal patch."""
     context_fraction: float = 0.0
     """For the zoom pass: the share of its frames that is spread over the rest of the video."""
+    frame_choice: str = "exact"
+    """"exact" reads the planned frames; "keyframes" moves each to the nearest key frame within one step of the plan,
+    which reads an hour in seconds."""
 
     def __post_init__(self) -> None:
+        if self.frame_choice not in FRAME_CHOICES:
+            raise ValueError(f"frame_choice must be one of {FRAME_CHOICES}, got {self.frame_choice!r:.80}; correct it")
         _check_whole("budget_tokens", self.budget_tokens, MAX_TOKENS)
         _check_whole("max_frames", self.max_frames, MAX_PLANNED_FRAMES)
         _check_whole("min_frame_tokens", self.min_frame_tokens, MAX_TOKENS)

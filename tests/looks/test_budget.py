@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support.places import GOLDEN
 
 from zoomzero import intervals
-from zoomzero.budget import FALLBACK_FRAMES, plan_frames
+from zoomzero.budget import FALLBACK_FRAMES, plan_frames, refit_frames
 
 CELL = 28
 
@@ -240,3 +240,17 @@ GOOD: dict[str, Any] = {"duration": 32.0, "height": 64, "width": 64, "budget_tok
 def test_errors(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         plan_frames(**{**GOOD, **change})
+
+
+def test_moved_frames_are_fitted_to_the_budget_again() -> None:
+    limits = {"budget_tokens": 8192, "max_frames": 768}
+    plan = plan_frames(3600, 720, 1280, sample_fps=2.0, **limits)
+    refitted = refit_frames(plan, [10.0 * i for i in range(100)], 720, 1280, **limits)
+    assert refitted.timestamps == tuple(10.0 * i for i in range(100))
+    assert refitted.size[0] > plan.size[0]
+    assert 0.9 * 8192 <= refitted.num_tokens <= 8192
+    assert refitted.sample_fps == pytest.approx(plan.sample_fps * 100 / len(plan.timestamps))
+    assert refit_frames(plan, plan.timestamps, 720, 1280, **limits) == plan
+    for timestamps in ([], [0.0] * (len(plan.timestamps) + 1)):
+        with pytest.raises(ValueError, match=f"there must be 1 to {len(plan.timestamps)} timestamps"):
+            refit_frames(plan, timestamps, 720, 1280, **limits)

@@ -159,3 +159,8 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
 
 def test_carried_checkpoint_has_the_tiny_settings() -> None:
     assert load_processor(tiny_checkpoint()).settings == tiny_processor().settings
+
+
+def test_a_frame_choice_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match=r"frame_choice must be one of \('exact', 'keyframes'\), got 'fast'"):
+        PassSettings(budget_tokens=7, frame_choice="fast")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -117,4 +118,63 @@ def write_audio_only(path: Path) -> Path:
             frame.sample_rate, frame.pts = 16000, block * 1024
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_pictures(
+    path: Path,
+    codec: str,
+    pictures: Iterable[npt.NDArray[np.uint8]],
+    *,
+    rate: int = 30,
+    gop: int = 30,
+    b_frames: int = 0,
+    options: dict[str, str] | None = None,
+    pixel_format: str = "yuv420p",
+    source_format: str = "rgb24",
+    aspect: Fraction | None = None,
+    keep: Callable[[int, av.Packet], bool] = lambda index, packet: True,
+    change: Callable[[int, av.Packet], None] = lambda index, packet: None,
+) -> Path:
+    """Pictures as a clip; keep drops packets and change edits them, both by their place in decoding order."""
+    frames = [av.VideoFrame.from_ndarray(picture, format=source_format) for picture in pictures]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, pixel_format
+        stream.gop_size, stream.max_b_frames = gop, b_frames
+        stream.codec_context.thread_count = 1
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        packets = [packet for frame in frames for packet in stream.encode(frame)] + stream.encode()
+        for index, packet in enumerate(packets):
+            if keep(index, packet):
+                change(index, packet)
+                container.mux(packet)
+    return path
+
+
+def write_numbers(path: Path, codec: str, numbers: Iterable[int], **options: Any) -> Path:
+    """Numbered frames as a clip; options as of `write_pictures`."""
+    if codec == "mjpeg":
+        options["pixel_format"] = "yuvj420p"
+    return write_pictures(path, codec, map(numbered_frame, numbers), **options)
+
+
+def mux_copy(parts: Sequence[Path], path: Path) -> Path:
+    """The packets of several clips one after the other in one stream, whatever their sizes."""
+    end = 0.0
+    with av.open(str(path), "w") as out:
+        stream = None
+        for part in parts:
+            with av.open(str(part)) as source:
+                video = source.streams.video[0]
+                stream = stream or out.add_stream_from_template(video)
+                packets = [packet for packet in source.demux(video) if packet.size]
+                first = float(packets[0].pts * packets[0].time_base)
+                for packet in packets:
+                    shift = round((end - first) / packet.time_base)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                    out.mux(packet)
+                end += len(packets) / 30
     return path

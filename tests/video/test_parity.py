@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Iterator
@@ -157,6 +158,31 @@ def test_qwen3_inputs_fit_the_transformers_model(qwen3: tuple[Qwen3VLProcessor, 
         logits = model(**inputs).logits
     assert logits.shape[:2] == inputs["input_ids"].shape
     assert torch.isfinite(logits).all()
+
+
+def test_a_pass_may_move_its_frames_to_key_frames(inputs: VideoInputs, tmp_path: Path) -> None:
+    """Fewer frames, at the key frames' true times, larger within the same budget."""
+    coarse = PassSettings(budget_tokens=256, sample_fps=4.0, frame_choice="keyframes")
+    moving = VideoInputs(inputs.tokenizer, ZoomSettings(coarse=coarse, zoom=inputs.settings.zoom))
+    still = VideoInputs(
+        inputs.tokenizer, ZoomSettings(coarse=dataclasses.replace(coarse, frame_choice="exact"), zoom=coarse)
+    )
+    with open_video(
+        write_clip(tmp_path, ClipSpec("clip.mp4", num_frames=600, gop=60, options={"x264-params": "scenecut=0"}))
+    ) as video:
+        exact, moved = still.plan(video), moving.plan(video)
+        keys = [2.0 * i for i in range(10)]
+        assert set(keys) <= set(moved.timestamps)
+        others = np.array([t for t in moved.timestamps if t not in keys])
+        assert (np.abs(others[:, None] - np.array(exact.timestamps)).min(axis=1) < 1 / 30).all()
+        assert len(moved.timestamps) <= len(exact.timestamps)
+        assert moved.num_tokens <= 256
+        patches = moving.read(video, moved)
+        starts = video.frames_at(moved.timestamps)[1].tolist()
+        assert starts == list(moved.timestamps)
+        assert patches.times[0] == (starts[0] + starts[1]) / 2
+        # The zoom pass of these settings stays exact.
+        assert moving.plan(video, [(3.1, 4.9)]) == inputs.plan(video, [(3.1, 4.9)])
 
 
 def test_patches_can_be_half_as_large(inputs: VideoInputs, tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from support.video_files import ClipSpec, numbers_in, write_clip
 from zoomzero.video import Video, open_video
 
 VP9 = {"deadline": "realtime", "cpu-used": "8"}
+# A key frame nowhere but at the end of a group.
+NO_CUTS = {"x264-params": "scenecut=0"}
 HIDDEN_REFERENCES = {"auto-alt-ref": "1", "lag-in-frames": "16"}
 
 # One clip per way a container or codec can mislead a reader: constant and variable rate, short and long GOP, reordered
@@ -253,6 +255,20 @@ def test_key_frames_only_says_which_frames_it_gives(plain: Path) -> None:
         frames, starts = video.frames_at([0.9, 1.9, 3.5], frame_choice="keyframes")
         assert numbers_in(frames) == [0, 30, 90]
         assert starts.tolist() == [0.0, 1.0, 3.0]
+
+
+def test_times_near_key_frames_are_moved_to_them(folder: Path) -> None:
+    with open_video(
+        write_clip(folder, ClipSpec("snapped.mp4", num_frames=300, gop=50, b_frames=2, options=NO_CUTS))
+    ) as video:
+        keys = [50 * i / 30 for i in range(6)]
+        # Within the distance the nearest key frame, once; farther away the frame that is on show, when it starts.
+        near = video.snapped_to_keyframes([0.1, 0.4, 1.2, 1.7, 2.44, 9.9], within=0.5)
+        assert near.tolist() == pytest.approx([0.0, keys[1], 73 / 30, 297 / 30])
+        everywhere = video.snapped_to_keyframes(np.arange(0, 9.3, 0.3), within=1.0)
+        assert everywhere.tolist() == pytest.approx(keys)
+        assert numbers_in(video.frames_at(everywhere)[0]) == [0, 50, 100, 150, 200, 250]
+        assert video.snapped_to_keyframes([], within=1.0).tolist() == []
 
 
 def test_bytes_and_file_objects(plain: Path) -> None:

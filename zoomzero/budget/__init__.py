@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 
 from zoomzero import intervals
-from zoomzero.budget.fill import fill_plan
+from zoomzero.budget.fill import fill_plan, refit_plan
 from zoomzero.budget.paper import paper_plan
 from zoomzero.budget.plan import (
     MAX_FRAME_TOKENS,
@@ -34,7 +34,7 @@ from zoomzero.budget.plan import (
     Limits,
 )
 
-__all__ = ["FALLBACK_FRAMES", "FramePlan", "plan_frames"]
+__all__ = ["FALLBACK_FRAMES", "FramePlan", "plan_frames", "refit_frames"]
 
 # Frames that stand for a whole video when a response named no span (Zoom-Zero falls back to about twenty).
 FALLBACK_FRAMES = 20
@@ -106,6 +106,47 @@ def plan_frames(
             )
         return paper_plan(duration, height, width, sample_fps, zoom, limits)
     return fill_plan(duration, (height, width), sample_fps, zoom, context_fraction, limits)
+
+
+def refit_frames(
+    plan: FramePlan,
+    timestamps: Sequence[float],
+    height: int,
+    width: int,
+    *,
+    budget_tokens: int,
+    max_frames: int = MAX_FRAMES,
+    min_frame_tokens: int = MIN_FRAME_TOKENS,
+    max_frame_tokens: int = MAX_FRAME_TOKENS,
+    patch_size: int = PATCH_SIZE,
+    merge_size: int = MERGE_SIZE,
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+) -> FramePlan:
+    """A plan whose frames were moved, as `Video.snapped_to_keyframes` does, fitted to the budget again.
+
+    Args:
+        plan: of `plan_frames`, with the same limits.
+        timestamps: seconds, rising; at least one, and no more than the plan has.
+        height, width: pixels of the source as shown.
+        budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size, merge_size, temporal_patch_size: as
+            for `plan_frames`.
+
+    Returns:
+        FramePlan at these times; fewer frames may be larger, and its frames per second of planned time are fewer.
+
+    Raises:
+        ValueError: no time, or more of them than the plan has.
+    """
+    if not 1 <= len(timestamps) <= len(plan.timestamps):
+        raise ValueError(
+            f"refit_frames: there must be 1 to {len(plan.timestamps)} timestamps, as many as the plan has, got "
+            f"{len(timestamps)}; plan anew"
+        )
+    limits = Limits(
+        budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size * merge_size, temporal_patch_size
+    )
+    _check_limits(limits, patch_size, merge_size)
+    return refit_plan(plan, list(timestamps), (height, width), limits)
 
 
 def _check(duration: float, height: int, width: int, sample_fps: float, context_fraction: float, policy: str) -> None:

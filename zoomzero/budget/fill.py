@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from zoomzero import intervals
 from zoomzero.budget.plan import FramePlan, Limits, count_candidates
@@ -47,6 +48,17 @@ def fill_plan(
         size=(grid[0] * limits.cell, grid[1] * limits.cell),
         num_tokens=limits.patches(num_frames) * grid[0] * grid[1],
         sample_fps=rate,
+    )
+
+
+def refit_plan(plan: FramePlan, timestamps: Sequence[float], source: tuple[int, int], limits: Limits) -> FramePlan:
+    """The plan with these frames, thinned evenly where the budget demands it, in the size it then allows."""
+    num_frames, grid = _fit(len(timestamps), source, limits)
+    return FramePlan(
+        timestamps=tuple(timestamps[i * len(timestamps) // num_frames] for i in range(num_frames)),
+        size=(grid[0] * limits.cell, grid[1] * limits.cell),
+        num_tokens=limits.patches(num_frames) * grid[0] * grid[1],
+        sample_fps=plan.sample_fps * num_frames / len(plan.timestamps),
     )
 
 

@@ -180,6 +180,29 @@ class Video(abc.ABC):
             self._lock, self._lock_owner = threading.RLock(), os.getpid()
         return self._lock
 
+    def snapped_to_keyframes(self, seconds: Times, within: float) -> npt.NDArray[np.float64]:
+        """Times at which reading is fast: each time moved to the nearest key frame where one lies near enough.
+
+        A key frame is decoded alone, a frame between two of them with all before it. Times that fall on one frame
+        become one.
+
+        Args:
+            seconds: [n] times in [0, duration).
+            within: seconds a time may be moved by.
+
+        Returns:
+            float64 [m], m <= n, rising: when the frames start, exactly.
+        """
+        indices = self._indices(seconds, "exact")
+        shown = self.timestamps[indices]
+        keys = self.timestamps[np.isin(self.table.pts, self.table.key_pts)]
+        if not len(keys):
+            return np.unique(shown)
+        after = np.minimum(np.searchsorted(keys, shown), len(keys) - 1)
+        before = np.maximum(after - 1, 0)
+        nearest = np.where(shown - keys[before] <= keys[after] - shown, keys[before], keys[after])
+        return np.unique(np.where(np.abs(nearest - shown) <= within, nearest, shown))
+
     def stream(
         self, seconds: Times, chunk: int = 32, frame_choice: str = "exact"
     ) -> Iterator[tuple[torch.Tensor, npt.NDArray[np.float64]]]:

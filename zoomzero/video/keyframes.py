@@ -10,7 +10,7 @@ picture's header agrees:
 - HEVC (ITU-T H.265, table 7-1): a slice of types 16 to 23 (IRAP).
 - VP8 (RFC 6386, 9.1) and VP9 (bitstream specification, 6.2): frame_type 0.
 
-Other codecs' flags are believed.
+Other codecs' flags are believed until a frame decoded from such a packet is no key frame (`pyav`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,12 @@ Judge = Callable[[bytes], bool | None]
 
 
 class KeyTest:
-    """Whether decoding can start at a packet of one stream."""
+    """Whether decoding can start at a packet of one stream.
+
+    Attributes:
+        is_checked: packets' own headers are asked, not only the container's flags.
+        lies: a flag was seen that the packet's own header denies.
+    """
 
     def __init__(self, stream: av.VideoStream) -> None:
         context = stream.codec_context
@@ -48,8 +53,8 @@ class KeyTest:
             "hevc": lambda data: _hevc(data, _length_bytes(extradata, 21)),
         }
         self._judge = judges.get(name)
+        self.is_checked = self._judge is not None
         self.lies = False
-        """A flag was seen that the packet's own header denies."""
 
     def __call__(self, packet: av.Packet) -> bool:
         flagged = bool(packet.is_keyframe)

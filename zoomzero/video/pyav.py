@@ -126,6 +126,7 @@ class PyAVVideo(Video):
         """The frames that can be decoded, and the first of them."""
         found = scan(self._container, self._stream, self._progress)
         self._has_keys = any(found.is_key)
+        self._index_times = found.index_times
         table = read_table(found, self._container, self._stream, self.path)
         if table is None:
             self._reopen()
@@ -135,7 +136,7 @@ class PyAVVideo(Video):
         first = self._first_frame()
         if not table.untimed:
             table = self._from_first_decodable(table, found)
-        if table.damage:
+        if table.ends_early:
             table = self._without_broken_tail(table)
         if table is not self.table or self._ahead is None or self._ahead[1] is not first:
             self._use(table)
@@ -258,6 +259,8 @@ class PyAVVideo(Video):
         """Packets with times that never restart, and whether the clock restarted just before."""
         if self._joints is None:
             for packet in read_packets(self._container, self._stream, self._progress):
+                if self._index_times:
+                    packet.pts = packet.dts = self._index_times.get(packet.pos or 0, packet.pts or 0)
                 yield packet, False
             return
         # Reading goes on where the last one stopped, so that jumping ahead reads no packet twice.
@@ -312,8 +315,16 @@ class PyAVVideo(Video):
             self._frames = self._timed(self._decode(key))
             self._ahead = next(self._frames, None)
             if self._ahead is not None and self._ahead[0] <= pts:
-                return
+                if self._is_key.is_checked or self._ahead[1].key_frame:
+                    return
+                self._distrust_flags()
+                break
         self._restart()
+
+    def _distrust_flags(self) -> None:
+        """Decode from the file's start from now on: what the container calls a key frame is none."""
+        log.debug("%s: key frame flags are wrong", self.path)
+        self.table = replace(self.table, key_pts=self.table.key_pts[:1], oddity="key frame flags are wrong")
 
     def _seek_packet(self, key: int) -> None:
         """The same by the number of the key frame's packet, where times do not tell places apart."""

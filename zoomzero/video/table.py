@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from zoomzero.video.errors import READ_ERRORS, VideoError
 from zoomzero.video.keyframes import KeyTest, is_hidden_vp8
-from zoomzero.video.packets import JOINT_SECONDS, Joints, Progress, ReadFailures, read_packets
+from zoomzero.video.packets import JOINT_SECONDS, Joints, Progress, ReadFailures, index_times, read_packets
 
 Ticks = npt.NDArray[np.int64]
 
@@ -52,6 +52,7 @@ class FrameTable:
         untimed: packets carry no times, so the n-th decoded frame is the n-th entry and only decoding from the start
             tells which frame is which.
         joints: where the container's clock restarts, or None.
+        ends_early: packets are missing at the end, so that the last one may be half a frame.
         oddity: why another reader's frame numbers, or its own choice of key frames, would be wrong here, or None.
     """
 
@@ -62,6 +63,7 @@ class FrameTable:
     damage: str | None = None
     untimed: bool = False
     joints: Joints | None = None
+    ends_early: bool = False
     oddity: str | None = None
 
     @property
@@ -99,6 +101,7 @@ class PacketList:
         all_timed: every packet has a presentation time.
         flags_lie: a packet is flagged as a key frame and is none.
         failures: what could not be read.
+        index_times: times by place in the file, where the packets' own are wrong, or empty.
     """
 
     pts: list[int] = field(default_factory=list)
@@ -109,6 +112,7 @@ class PacketList:
     all_timed: bool = True
     flags_lie: bool = False
     failures: ReadFailures = field(default_factory=ReadFailures)
+    index_times: dict[int, int] = field(default_factory=dict)
 
     def part_starts(self, time_base: Fraction) -> list[int]:
         """Numbers of the packets at which the clock starts. See Note [Joined recordings] in packets."""
@@ -129,12 +133,14 @@ def average_fps(table: FrameTable, stream: av.VideoStream) -> float:
 def scan(container: av.container.InputContainer, stream: av.VideoStream, progress: Progress) -> PacketList:
     """One pass over the packets of a freshly opened stream, without decoding."""
     found = PacketList()
+    places = []
     is_key = KeyTest(stream)
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     last_dts = 0
     for packet in read_packets(container, stream, progress, found.failures):
         if packet.pts is None:
             found.all_timed = False
+        places.append(packet.pos)
         found.pts.append(packet.pts or 0)
         last_dts = packet.dts if packet.dts is not None else last_dts
         found.dts.append(last_dts)
@@ -142,6 +148,11 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, progres
         found.is_shown.append(not (packet.is_discard or (is_vp8 and is_hidden_vp8(packet))))
         found.duration.append(packet.duration or 0)
     found.flags_lie = is_key.lies
+    times = index_times(container, stream)
+    if len(times) > len(places):
+        found.index_times = times
+        found.pts = [times.get(place or 0, pts) for place, pts in zip(places, found.pts, strict=True)]
+        found.dts = list(found.pts)
     return found
 
 
@@ -202,7 +213,8 @@ def read_table(
     last = _last_duration(found, parts[-1], pts, step)
     joints = _joints(parts, starts, keys) if len(starts) > 1 else None
     order = np.unique(keys) if len(keys) else pts[:1]
-    table = FrameTable(pts, order, time_base, int(pts[-1]) + last, joints=joints)
+    ends_early = _num_cut_off(found, container, stream) > 0 or found.failures.final is not None
+    table = FrameTable(pts, order, time_base, int(pts[-1]) + last, joints=joints, ends_early=ends_early)
     damage += _joint_damage(parts, table) + _gap_damage(table)
     oddity = damage[0] if num_lost or joints else ("key frame flags are wrong" if found.flags_lie else None)
     return replace(table, damage="; ".join(damage) or None, oddity=oddity)
@@ -293,16 +305,23 @@ def _last_duration(found: PacketList, part: _Part, pts: Ticks, step: int) -> int
 
 
 def _reading_damage(found: PacketList, container: av.container.InputContainer, stream: av.VideoStream) -> list[str]:
-    # The index of an ISO file lists every packet after its edit list is applied; other containers' counts are hints.
-    indexed = len(stream.index_entries) if container.format.name.startswith("mov") else 0
     num_packets = len(found.pts)
-    if num_packets < indexed:
-        return [f"the file ends early: {num_packets} of {indexed} frames are there"]
+    num_cut_off = _num_cut_off(found, container, stream)
+    if num_cut_off:
+        return [f"the file ends early: {num_packets} of {num_packets + num_cut_off} frames are there"]
     if found.failures.final is not None:
         return [f"reading stopped after {num_packets} frames: {found.failures.final}"]
+    if found.index_times:
+        return [f"{num_packets} of {len(found.index_times)} frames are there"]
     if found.failures.count:
         return [f"the container is damaged in {found.failures.count} places"]
     return []
+
+
+def _num_cut_off(found: PacketList, container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    # The index of an ISO file lists every packet after its edit list is applied; other containers' counts are hints.
+    indexed = len(stream.index_entries) if container.format.name.startswith("mov") else 0
+    return max(0, indexed - len(found.pts))
 
 
 def _joint_damage(parts: list[_Part], table: FrameTable) -> list[str]:
