@@ -7,7 +7,7 @@ EXTRAS := dev,train,video
 NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
 
-.PHONY: setup demo test test-rivals lint format check bench kernel-report sanitize tiny clean
+.PHONY: setup demo test test-rivals lint format check bench kernel-report sanitize wheel tiny clean
 
 setup: $(VENV)/.project
 
@@ -61,6 +61,10 @@ kernel-report: setup
 # The CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 sanitize: setup
 	.ci/sanitize.sh
+
+# dist/*.whl for the Python of .venv, and the sdist that it is built from.
+wheel: setup
+	.ci/wheel.sh
 
 tiny: setup
 	$(BIN)/python -m zoomzero.demo.train_tiny

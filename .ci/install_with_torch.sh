@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch is already installed: plain `pip install .`, build isolation and all, must build against it and bring no second torch.
+# torch is already installed: plain `pip install .`, build isolation and all, must bring no second torch.
 source "$(dirname "${BASH_SOURCE[0]}")/install_common.sh"
 
 fresh_venv venv

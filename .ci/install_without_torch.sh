@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# No torch in the environment: plain `pip install .` must fetch one to build against and the same release to run with.
-# Downloads torch twice (once for pip's build environment): several gigabytes, so .ci/run leaves it out unless asked.
+# No torch in the environment: plain `pip install .` must build without one and fetch one to run with.
+# Downloads torch: several gigabytes, so .ci/run leaves it out unless asked.
 source "$(dirname "${BASH_SOURCE[0]}")/install_common.sh"
 
 fresh_venv venv

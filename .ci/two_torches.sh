@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# One wheel, two torches: the kernels' tests from the wheel in dist/ (made where there is none), away from the sources, under the
+# torch of .venv and under an older CPU release. Installing the wheel must take less than ten seconds and no compiler.
+# Another release, with the Python of .venv: ZOOMZERO_OTHER_TORCH=2.9.1 .ci/two_torches.sh
+set -euo pipefail
+# shellcheck source=.ci/install_common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/install_common.sh"
+
+other_torch=${ZOOMZERO_OTHER_TORCH:-2.13.0}
+python_to_test=${ZOOMZERO_PYTHON:-$checkout/.venv/bin/python}
+tag=$("$python_to_test" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')
+if ! compgen -G "$checkout/dist/zoomzero-*-$tag-$tag-manylinux*.whl" > /dev/null; then ZOOMZERO_PYTHON=$python_to_test "$checkout/.ci/wheel.sh"; fi
+# The newest, where several versions lie there.
+wheel=$(find "$checkout/dist" -name "zoomzero-*-$tag-$tag-manylinux*.whl" -printf '%T@ %p\n' | sort -n | tail -1 | cut -d' ' -f2-)
+
+# install_wheel NAME: with a PATH on which no compiler lies.
+install_wheel() {
+  local started=$SECONDS
+  (PATH="$scratch/$1/bin" "$scratch/$1/bin/python" -m pip install --quiet --no-deps --no-index "$wheel")
+  if [ $((SECONDS - started)) -ge 10 ]; then
+    echo "two_torches: installing the wheel must take less than 10 s, got $((SECONDS - started)) s; see what pip does with -v" >&2
+    exit 1
+  fi
+}
+
+# run_tests NAME: the sources hold no package here, so only the installed one can be found.
+run_tests() {
+  smoke "$1" yes
+  (cd "$scratch/source" && OMP_NUM_THREADS=1 "$scratch/$1/bin/python" -m pytest -p no:cacheprovider -m "not slow" \
+    --ignore=tests/kernels/test_rivals.py --ignore=tests/kernels/test_rivals_liger.py tests/kernels)
+}
+
+rm -r "$scratch/source/zoomzero" "$scratch/source/zoomzero_kernels"
+
+fresh_venv today
+share_torch today
+install_wheel today
+run_tests today
+
+fresh_venv other
+"$scratch/other/bin/pip" install --quiet "torch==$other_torch" numpy pytest hypothesis
+install_wheel other
+run_tests other
