@@ -12,6 +12,7 @@ no floor: the script then names the circle and fails.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,6 @@ PICTURE = CHECKOUT / "docs" / "architecture.svg"
 # Halls from the top; the part of the public ops stands for all files of one op each.
 HALLS = ("zoomzero", "zoomzero_kernels", "csrc")
 OPS = "zoomzero_kernels/ops"
-OTHER_FILES = ("build_info", "checks")
 # The native module is csrc seen from Python.
 NATIVE = "csrc/bindings"
 
@@ -31,6 +31,13 @@ Arrows = dict[str, set[str]]
 
 BOX_WIDTH, BOX_HEIGHT, GAP_X, GAP_Y, MARGIN, LEGEND_WIDTH = 132, 34, 18, 46, 24, 130
 COLOURS = {"zoomzero": "#dbe9f6", "zoomzero_kernels": "#e3f1dc", "csrc": "#f7e6d3"}
+
+
+@functools.cache
+def public_ops() -> set[str]:
+    """The functions that the kernels' face hands on from a module of the same name."""
+    face = (CHECKOUT / "zoomzero_kernels" / "__init__.py").read_text(encoding="utf-8")
+    return set(re.findall(r"^from zoomzero_kernels\.(\w+) import \1$", face, re.MULTILINE)) - {"build_info"}
 
 
 def python_part(module: str) -> str | None:
@@ -42,7 +49,7 @@ def python_part(module: str) -> str | None:
         return NATIVE
     if names[1] == "_built":
         return None
-    if names[0] == "zoomzero_kernels" and names[1] not in OTHER_FILES and not CHECKOUT.joinpath(*names[:2]).is_dir():
+    if names[0] == "zoomzero_kernels" and names[1] in public_ops():
         return OPS
     return f"{names[0]}/{names[1]}"
 

@@ -201,7 +201,8 @@ def _check_lengths(
 ) -> None:
     totals: list[int] = []
     for group, (prefix, branches) in enumerate(zip(prefix_lengths, branch_lengths, strict=True)):
-        if isinstance(branches, int | Tensor):
+        # A tuple of types: dynamo of torch 2.9 cannot trace a union of types.
+        if isinstance(branches, (int, Tensor)):
             raise TypeError(
                 f"{_OP}: branch_lengths must be a list of lists of ints, got {type(branches).__name__} for group "
                 f"{group}; pass the lengths of all its branches"
