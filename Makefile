@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.14.1 torchvision==0.29.1
-EXTRAS := dev,train,video
+EXTRAS := dev,all
 NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
 
-.PHONY: setup demo test test-rivals lint format check bench kernel-report sanitize wheel tiny clean
+.PHONY: setup demo test test-rivals test-rollouts test-lmms-eval lint format check wheel bench kernel-report sanitize tiny clean
 
 setup: $(VENV)/.project
 
@@ -36,6 +36,13 @@ test: setup
 test-rivals: setup
 	.ci/rivals.sh
 
+# Against vLLM (its CPU build) and lmms-eval, each likewise in an environment of its own.
+test-rollouts: setup
+	.ci/rollouts.sh
+
+test-lmms-eval: setup
+	.ci/lmms_eval.sh
+
 lint: setup
 	.ci/lint.sh
 
@@ -45,6 +52,10 @@ format: setup
 	$(BIN)/ruff format --quiet .
 	git ls-files -z '*.cpp' '*.h' '*.cu' '*.c' | xargs -0 $(BIN)/clang-format -i
 	$(BIN)/python docs/draw_architecture.py
+
+# dist/: an sdist, and a wheel for this Python that serves every torch.
+wheel: setup
+	.ci/wheel.sh
 
 # All that must pass before a change is merged.
 check:
