@@ -69,6 +69,10 @@ class _GroupLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return max(self.prompt_lengths) + self.room
 
+    def get_max_cache_shape(self) -> int:
+        """The name of `get_max_length` in older releases of transformers, 5.5 among them."""
+        return self.get_max_length()
+
 
 class _Group:
     """P groups of G responses between two steps. See Note [Steps that are all alike]."""
