@@ -73,10 +73,6 @@ kernel-report: setup
 sanitize: setup
 	.ci/sanitize.sh
 
-# dist/*.whl for the Python of .venv, and the sdist that it is built from.
-wheel: setup
-	.ci/wheel.sh
-
 tiny: setup
 	$(BIN)/python -m zoomzero.demo.train_tiny
 

@@ -119,9 +119,7 @@ def test_answers_are_json(engine: ZoomZero, clips: list[Clip]) -> None:
 
 def test_bad_arguments_are_refused(engine: ZoomZero, clips: list[Clip], tmp_path: Path) -> None:
     path, question = clips[0].path, "what?"
-    with pytest.raises(
-        ValueError, match=r"strategy must be one of single, coarse_to_fine, .*, got 'guess'"
-    ):
+    with pytest.raises(ValueError, match=r"strategy must be one of single, coarse_to_fine, .*, got 'guess'"):
         engine.answer(path, question, OPTIONS, strategy="guess")
     with pytest.raises(ValueError, match="budget_tokens must be at least 1, got 0"):
         engine.answer(path, question, OPTIONS, budget_tokens=0)

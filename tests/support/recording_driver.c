@@ -1,5 +1,5 @@
-/* Stands in for libcuda.so.1 where there is no GPU: answers what Triton's own launcher asks, and keeps what it would hand
- * to the GPU at a launch. Test only; see recorded_launches.py. */
+/* Stands in for libcuda.so.1 where there is no GPU: answers what Triton's own launcher asks, and keeps what it would
+ * hand to the GPU at a launch. Test only; see recorded_launches.py. */
 #include <string.h>
 
 typedef struct {
@@ -15,7 +15,8 @@ static int sizes[64], num_parameters;
 static unsigned char bytes[64 * 8];
 static Launch last;
 
-/* Sizes of the parameters of the launches to come: the driver knows them from the kernel, the test from its signature. */
+/* Sizes of the parameters of the launches to come: the driver knows them from the kernel, the test from its signature.
+ */
 void expect_parameters(int count, const int* given) {
   num_parameters = count;
   memcpy(sizes, given, sizeof(int) * (size_t)count);
@@ -36,7 +37,8 @@ int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
   return 0;
 }
 
-/* A device attribute or a property of a function: large enough for every check, and no more than an H100's shared memory. */
+/* A device attribute or a property of a function: large enough for every check, and no more than an H100's shared
+ * memory. */
 int cuDeviceGetAttribute(int* value, int attribute, int device) {
   (void)attribute, (void)device;
   *value = 227 * 1024;
