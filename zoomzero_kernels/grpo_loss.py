@@ -16,6 +16,7 @@ from zoomzero_kernels.checks import checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import (
     LOGITS_DTYPES,
+    OBJECTIVES,
     GRPOLossOutput,
     PolicyOptions,
     PolicyTensors,
@@ -150,6 +151,8 @@ def grpo_loss(
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
     delta: float | None = None,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -168,16 +171,20 @@ def grpo_loss(
         ref_logps: [B, T] of the reference model; needed when ``beta > 0``, reported as ``kl`` in any case.
         temperature: the logits are divided by it.
         beta: weight of the k3 estimate of the KL divergence to the reference.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; for "cispo" clip_high is itself the
+            bound of the ratio, as TRL's ``epsilon_high``.
         kl_clamp: largest value of the k3 estimate, None for no limit (as TRL).
         unbiased_kl: multiply the KL estimate by the importance ratio, gradient included, which makes it unbiased where
             the policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).
         delta: the ratio is at most this before it is compared with the clipped one, which bounds the loss of negative
             advantages (two-sided clipping, INTELLECT-2; TRL's ``delta``); None for no bound.
-        loss_type: normaliser as in TRL: "grpo", "bnpo", "dr_grpo", "dapo" or "luspo".
+        sapo_temperature_pos, sapo_temperature_neg: steepness of the gate of "sapo" for advantages above 0, and others.
+        loss_type: as in TRL. "grpo", "bnpo", "dr_grpo", "dapo" and "luspo" differ in their normaliser. "cispo" weighs
+            the log-probability by the bounded ratio, a detached factor, and "sapo" puts a soft gate in the place of the
+            clip; they have the normalisers of "dapo" and "grpo".
         max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
-        num_items: tokens in the normaliser of "dapo" (over all processes and accumulation steps), the valid tokens of
-            this batch if None; the other loss types do not use it.
+        num_items: tokens in the normaliser of "dapo" and "cispo" (over all processes and accumulation steps), the valid
+            tokens of this batch if None; the other loss types do not use it.
         importance_sampling_level: "token", or "sequence" for the mean log-ratio of each sequence (GSPO).
         token_weights: [B, T] factors of the policy terms, not of the KL term, that get no gradient: importance-sampling
             ratios, masks or other weights, finite and >= 0. A token of weight 0 counts in the normaliser, but not as
@@ -198,7 +205,18 @@ def grpo_loss(
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl), limit(delta))
+    options = PolicyOptions(
+        temperature,
+        beta,
+        clip_low,
+        clip_high,
+        limit(kl_clamp),
+        float(unbiased_kl),
+        limit(delta),
+        OBJECTIVES.get(loss_type, 0.0),
+        sapo_temperature_pos,
+        sapo_temperature_neg,
+    )
     check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     _check_logits(logits)

@@ -16,6 +16,7 @@ from zoomzero_kernels.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
 from zoomzero_kernels.policy import head, rows
 from zoomzero_kernels.policy.options import (
+    OBJECTIVES,
     GRPOLossOutput,
     PolicyOptions,
     PolicyTensors,
@@ -122,6 +123,8 @@ def linear_grpo_loss(
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
     delta: float | None = None,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -146,7 +149,18 @@ def linear_grpo_loss(
         TypeError: wrong dtype.
         RuntimeError: a second derivative is asked of it.
     """
-    options = PolicyOptions(temperature, beta, clip_low, clip_high, limit(kl_clamp), float(unbiased_kl), limit(delta))
+    options = PolicyOptions(
+        temperature,
+        beta,
+        clip_low,
+        clip_high,
+        limit(kl_clamp),
+        float(unbiased_kl),
+        limit(delta),
+        OBJECTIVES.get(loss_type, 0.0),
+        sapo_temperature_pos,
+        sapo_temperature_neg,
+    )
     check_options(_OP, options)
     check_level(_OP, importance_sampling_level)
     head.check_head(_OP, hidden, weight, bias)

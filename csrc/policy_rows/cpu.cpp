@@ -67,27 +67,56 @@ struct PolicyTerms {
   float clipped;  // -1: from below, 1: from above, 0: not
 };
 
+// These three as in zoomzero_kernels/policy/terms.py; a NaN ratio shows in loss and derivative.
+PolicyTerms clip_terms(const PolicyOptions& options, double ratio, double advantage) {
+  const double low = 1.0 - static_cast<double>(options.clip_low);
+  const double high = 1.0 + static_cast<double>(options.clip_high);
+  const double capped = ratio > options.delta ? options.delta : ratio;
+  const double unclipped = capped * advantage;
+  const double bounded = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
+  const bool takes_bounded = bounded < unclipped;
+  // Where the ratio that counts stands at a bound, it does not follow the log-probability.
+  const bool fixed = takes_bounded ? ratio < low || ratio > high : ratio > options.delta;
+  PolicyTerms terms{};
+  terms.loss = -(takes_bounded ? bounded : unclipped);
+  terms.derivative = fixed ? 0.0 : -ratio * advantage;
+  terms.clipped = advantage < 0 && capped < low ? -1.0f : advantage > 0 && capped > high ? 1.0f : 0.0f;
+  return terms;
+}
+
+PolicyTerms cispo_terms(const PolicyOptions& options, double logp, double ratio, double advantage) {
+  const bool too_high = ratio > options.clip_high;
+  PolicyTerms terms{};
+  terms.derivative = -(too_high ? options.clip_high : ratio) * advantage;
+  terms.loss = terms.derivative == 0 ? 0.0 : terms.derivative * logp;
+  terms.clipped = too_high && advantage > 0 ? 1.0f : 0.0f;
+  return terms;
+}
+
+PolicyTerms sapo_terms(const PolicyOptions& options, double ratio, double advantage) {
+  const double tau = advantage > 0 ? options.sapo_temperature_pos : options.sapo_temperature_neg;
+  const double distance = tau * (ratio - 1);
+  const double gate = 1 / (1 + std::exp(-distance));
+  PolicyTerms terms{};
+  terms.loss = -4 * gate / tau * advantage;
+  // 1 - gate without cancellation.
+  terms.derivative = -4 * gate / (1 + std::exp(distance)) * ratio * advantage;
+  return terms;
+}
+
+PolicyTerms policy_term(const PolicyOptions& options, double logp, double ratio, double advantage) {
+  // Without advantage there is no policy term, whatever the ratio.
+  if (advantage == 0) return {};
+  if (options.objective == 1) return cispo_terms(options, logp, ratio, advantage);
+  if (options.objective == 2) return sapo_terms(options, ratio, advantage);
+  return clip_terms(options, ratio, advantage);
+}
+
 PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
-  const double advantage = p.advantages[row];
   // Bounded, because inf * 0 would be NaN; a NaN stays one.
   const double any_ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
   const double ratio = any_ratio > kLargest ? kLargest : any_ratio;
-  const double low = 1.0 - static_cast<double>(p.options.clip_low);
-  const double high = 1.0 + static_cast<double>(p.options.clip_high);
-  const double clamped = ratio < low ? low : ratio > high ? high : ratio;
-  const double capped = ratio > p.options.delta ? p.options.delta : ratio;
-  PolicyTerms terms{};
-  // Without advantage there is no policy term, whatever the ratio.
-  if (advantage != 0) {
-    const double unclipped = capped * advantage;
-    const double bounded = clamped * advantage;
-    const bool takes_bounded = bounded < unclipped;
-    terms.loss = -(takes_bounded ? bounded : unclipped);
-    // Where the ratio that counts stands at a bound, it does not follow the log-probability; a NaN shows.
-    const bool fixed = takes_bounded ? ratio < low || ratio > high : ratio > p.options.delta;
-    terms.derivative = fixed ? 0.0 : -ratio * advantage;
-    terms.clipped = advantage < 0 && capped < low ? -1.0f : advantage > 0 && capped > high ? 1.0f : 0.0f;
-  }
+  PolicyTerms terms = policy_term(p.options, logp, ratio, p.advantages[row]);
   if (p.ref_logps == nullptr) return terms;
   const double delta = p.ref_logps[row] - logp;
   const double growth = std::expm1(delta);

@@ -41,6 +41,9 @@ struct PolicyOptions {
   float kl_clamp;     // inf: no clamp
   float unbiased_kl;  // not 0: the KL estimate is multiplied by the ratio
   float delta;        // largest unclipped ratio, inf: no limit
+  float objective;    // 0: clip, 1: cispo, 2: sapo
+  float sapo_temperature_pos;
+  float sapo_temperature_neg;
 };
 
 struct PolicyRows {

@@ -67,8 +67,11 @@ def assert_equals_trl(trainer: GRPOTrainer, inputs: dict[str, Any]) -> torch.Ten
     return ours
 
 
+CLIP_RATIOS = [f"clip_ratio/{side}_mean" for side in ("low", "high", "region")]
+
+
 # All loss types that the mixin takes; at both levels, with advantages (B,) and (B, T), with both forms of the KL term.
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path: Path) -> None:
@@ -79,9 +82,9 @@ def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path:
     for per_token in (False, True):
         assert_equals_trl(trainer, make_inputs(per_token))
         metrics = trainer._metrics["train"]
+        clips = {"cispo": ["cispo_clip_ratio"], "sapo": []}.get(loss_type, CLIP_RATIOS)
         # At the sequence level TRL counts sequences, and this the tokens in them.
-        clips = [f"clip_ratio/{side}_mean" for side in ("low", "high", "region")] if level == "token" else []
-        for name in ("kl", "entropy", *clips):
+        for name in ("kl", "entropy", *(clips if level == "token" else [])):
             assert metrics[name][-2] == pytest.approx(metrics[name][-1], abs=1e-5), name
 
 
@@ -239,7 +242,7 @@ def test_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "cispo"}, "unsupported loss_type, got 'cispo'; use one of grpo, bnpo, dr_grpo, dapo, luspo"),
+        ({"loss_type": "vespo"}, "unsupported loss_type, got 'vespo'; use one of grpo, bnpo, dr_grpo, dapo, luspo, c"),
         ({"top_entropy_quantile": 0.5}, "the fused loss has no top_entropy_quantile"),
     ],
 )

@@ -99,6 +99,8 @@ def random_options(rng: random.Random, generator: torch.Generator, logps: Tensor
         "kl_clamp": rng.choice([None, 10.0, 0.5]),
         "unbiased_kl": rng.random() < 0.3,
         "delta": rng.choice([None, None, 0.5, 1.1, 4.0]),
+        "sapo_temperature_pos": rng.choice([1.0, 0.3]),
+        "sapo_temperature_neg": rng.choice([1.05, 4.0]),
         "loss_type": rng.choice(LOSS_TYPES),
         "max_completion_length": rng.choice([None, 9]),
         "num_items": num_items,
@@ -113,8 +115,8 @@ def is_near_an_edge(logps: Tensor, mask: Tensor, options: dict[str, Any]) -> boo
     log_ratio = torch.where(mask, logps - old, 0.0)
     if options["importance_sampling_level"] == "sequence":
         log_ratio = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
-    bounds = (1 - options["clip_low"], 1 + options["clip_high"], options["delta"] or math.inf)
-    edges = [(log_ratio - math.log(bound)).abs() for bound in bounds if bound < math.inf]
+    bounds = [1 - options["clip_low"], 1 + options["clip_high"], options["delta"] or math.inf, options["clip_high"]]
+    edges = [(log_ratio - math.log(bound)).abs() for bound in bounds if 0 < bound < math.inf]
     if options["ref_logps"] is not None and options["kl_clamp"] is not None:
         gap = torch.where(mask, options["ref_logps"].double() - logps, 0.0)
         edges.append((gap.expm1() - gap - options["kl_clamp"]).abs())

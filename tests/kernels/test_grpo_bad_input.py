@@ -73,6 +73,8 @@ def call(op: str, **change: Any) -> None:
         ({"clip_low": math.nan}, ValueError, r"clip_low must be in \[0, 1\), got nan"),
         ({"clip_high": math.nan}, ValueError, "clip_high must be >= 0, got nan"),
         ({"delta": 0.0}, ValueError, "delta must be > 0, got 0.0; pass delta=None for an unbounded ratio"),
+        ({"sapo_temperature_pos": 0.0}, ValueError, "sapo_temperature_pos must be finite and > 0, got 0.0"),
+        ({"sapo_temperature_neg": math.nan}, ValueError, "sapo_temperature_neg must be finite and > 0, got nan"),
         ({"delta": math.nan}, ValueError, "delta must be > 0, got nan"),
         ({"kl_clamp": -1.0}, ValueError, "kl_clamp must be > 0, got -1.0"),
         ({"loss_type": "ppo"}, ValueError, "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo"),

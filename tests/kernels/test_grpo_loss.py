@@ -67,23 +67,28 @@ def options_of(case: Case, name: str) -> dict[str, Any]:
             "beta": 0.1,
             "token_weights": case.old_logps.abs().round() / 3,
         },
+        # For "cispo" the bound itself: reached by some ratios.
+        "high_bound": {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "clip_high": 1.1},
+        "gates": {"old_logps": case.old_logps, "sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
         "wide_clip": {"old_logps": case.old_logps - 2, "clip_low": 0.0, "clip_high": 5.0},
     }[name]
 
 
 OPTION_NAMES = (
     "on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "unbiased_kl", "unbiased_on_policy",
-    "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta", "weights",
+    "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta", "weights", "high_bound",
+    "gates",
 )  # fmt: skip
 
 
 # Loss types only change the weights of tokens and options only their terms, so crossing both in float64 covers their
-# products, and the other dtypes, which share the formulas, run every option with one loss type.
+# products, and the other dtypes, which share the formulas, run every option with one loss type of each formula.
 @pytest.mark.parametrize(
     ("dtype", "loss_type", "name"),
     [
         *itertools.product([torch.float64], LOSS_TYPES, OPTION_NAMES),
         *itertools.product([torch.float32, torch.bfloat16, torch.float16], ["dapo"], OPTION_NAMES),
+        *itertools.product([torch.float32], ["cispo", "sapo"], OPTION_NAMES),
         (torch.float32, "grpo", "kl"),
     ],
 )
@@ -329,7 +334,11 @@ def _bad_calls() -> list[tuple[dict[str, Any], type[Exception], str]]:
         ({"kl_clamp": 0.0}, ValueError, "kl_clamp must be > 0, got 0.0"),
         ({"beta": -0.5}, ValueError, "beta must be finite and >= 0, got -0.5"),
         ({"beta": 0.5}, ValueError, "beta > 0 needs ref_logps"),
-        ({"loss_type": "ppo"}, ValueError, "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo, luspo"),
+        (
+            {"loss_type": "ppo"},
+            ValueError,
+            "unknown loss_type, got 'ppo'; use one of grpo, bnpo, dr_grpo, dapo, luspo",
+        ),
         ({"importance_sampling_level": "word"}, ValueError, "unknown importance_sampling_level, got 'word'"),
         ({"max_completion_length": 0}, ValueError, "max_completion_length must be > 0, got 0"),
         ({"num_items": -1.0}, ValueError, "num_items must be >= 0, got -1.0"),

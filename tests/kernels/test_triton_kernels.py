@@ -69,7 +69,8 @@ def test_policy_rows_ptx(
     case.mask[1, 2] = False
     logits = case.logits.to(dtype)
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0)
+    # One objective for each capability: the branches are those of every row.
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, objective={80: 0.0, 90: 1.0, 120: 2.0}[capability])
     tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     expected_grad = torch.empty_like(logits)
     expected = rows.policy_rows(logits, tensors, options, expected_grad)

@@ -22,6 +22,7 @@ from zoomzero_kernels import (
 )
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import (
+    OBJECTIVES,
     LogpOutputs,
     LogpSlopes,
     LogpStatistics,
@@ -45,8 +46,17 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 @pytest.mark.parametrize("vocab", [1, 37, 8193, 8208])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("given", [(False, False), (True, True)], ids=str)
-@pytest.mark.parametrize(("unbiased_kl", "delta"), [(False, math.inf), (True, 1.1)])
-def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], unbiased_kl: bool, delta: float) -> None:
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {},
+        {"unbiased_kl": 1.0, "delta": 1.1},
+        {"objective": OBJECTIVES["cispo"], "clip_high": 1.1},
+        {"objective": OBJECTIVES["sapo"], "sapo_temperature_neg": 3.0},
+    ],
+    ids=str,
+)
+def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], objective: dict[str, float]) -> None:
     case = make_case(2, 4, vocab)
     logits = case.logits.to(dtype)
     logits[0, 0] *= 100
@@ -54,7 +64,7 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], u
     logits[~case.mask] = math.nan
     weights = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
     old, ref = (tensor if flag else None for tensor, flag in zip((case.old_logps, case.ref_logps), given, strict=True))
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=float(unbiased_kl), delta=delta)
+    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, **objective)
     arguments = (PolicyTensors(case.token_ids, case.mask, case.advantages, weights, old, ref), options)
     expected_grad = torch.empty_like(logits)
     expected = rows.policy_rows(logits, *arguments, expected_grad)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoomzero.models.head import HeadProbe
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES, LOSS_TYPES
 
 # What TRL feeds to the model beside ids and mask, for text and for images with one tensor a batch.
 _MODEL_INPUTS = (
@@ -141,6 +141,8 @@ class FusedGRPOLossMixin:
             "kl_clamp": None,
             "unbiased_kl": self.args.use_bias_correction_kl,
             "delta": self.args.delta,
+            "sapo_temperature_pos": self.args.sapo_temperature_pos,
+            "sapo_temperature_neg": self.args.sapo_temperature_neg,
             "loss_type": self.loss_type,
             "max_completion_length": self.max_completion_length,
             "num_items": num_items,
@@ -189,17 +191,18 @@ class FusedGRPOLossMixin:
         output = self._fused_loss(model, inputs, mask)
         self._log_fused_metrics(output, mask)
         accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
-        return output.loss if self.loss_type == "dapo" else output.loss / accumulation
+        return output.loss if self.loss_type in ITEM_LOSS_TYPES else output.loss / accumulation
 
     def _log_fused_metrics(self, output: GRPOLossOutput, mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         valid = mask.ne(0).sum()
-        values = {
-            "entropy": output.entropy.sum() / valid.clamp(min=1),
-            "clip_ratio/low_mean": output.clip_low_fraction,
-            "clip_ratio/high_mean": output.clip_high_fraction,
-            "clip_ratio/region_mean": output.clip_fraction,
-        }
+        values = {"entropy": output.entropy.sum() / valid.clamp(min=1)}
+        if self.loss_type == "cispo":
+            values["cispo_clip_ratio"] = output.clip_fraction
+        elif self.loss_type != "sapo":
+            values["clip_ratio/low_mean"] = output.clip_low_fraction
+            values["clip_ratio/high_mean"] = output.clip_high_fraction
+            values["clip_ratio/region_mean"] = output.clip_fraction
         if self.beta != 0.0:
             values["kl"] = output.kl
         # Weighted by the valid tokens of each process.

@@ -35,6 +35,8 @@ def group_loss(
             beta=config.beta,
             clip_low=config.epsilon,
             clip_high=config.epsilon_high,
+            sapo_temperature_pos=config.sapo_temperature_pos,
+            sapo_temperature_neg=config.sapo_temperature_neg,
             loss_type=config.loss_type,
             max_completion_length=config.max_completion_length,
             num_items=num_items,

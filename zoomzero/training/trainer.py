@@ -30,6 +30,7 @@ from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import frozen_copy
 from zoomzero.training.sampler import vllm_sampler
 from zoomzero.training.trl_contract import REMEDY, require_attributes, require_hooks
+from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES
 
 # TRL passes a batch between its hooks as a dictionary; ours has the one entry "groups".
 Batch = dict[str, Any]
@@ -177,7 +178,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
             metrics["sampling/sampling_logp_difference/mean"] = float(apart.mean())
             metrics["sampling/sampling_logp_difference/max"] = float(apart.max())
         self._record(metrics)
-        return output.loss if self.loss_type == "dapo" else output.loss / accumulation
+        return output.loss if self.loss_type in ITEM_LOSS_TYPES else output.loss / accumulation
 
     def _policy(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model)

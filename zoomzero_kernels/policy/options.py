@@ -20,6 +20,8 @@ from zoomzero_kernels.checks import (
 from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, masked_mean, token_weights
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
+# Maps from the ratio to the loss of a token, as numbers for the kernels; 0 is the clipped one of all other loss types.
+OBJECTIVES = {"cispo": 1.0, "sapo": 2.0}
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -79,6 +81,8 @@ class PolicyOptions(NamedTuple):
     kl_clamp: largest KL estimate, inf for no limit.
     unbiased_kl: 1 if the KL estimate is multiplied by the ratio, else 0.
     delta: largest unclipped ratio, inf for no limit.
+    objective: the map from ratio to loss, one of OBJECTIVES.
+    sapo_temperature_pos, sapo_temperature_neg: steepness of the gate of "sapo" by the sign of the advantage.
     """
 
     temperature: float = 1.0
@@ -88,6 +92,9 @@ class PolicyOptions(NamedTuple):
     kl_clamp: float = math.inf
     unbiased_kl: float = 0.0
     delta: float = math.inf
+    objective: float = 0.0
+    sapo_temperature_pos: float = 1.0
+    sapo_temperature_neg: float = 1.05
 
 
 class RowOutputs(NamedTuple):
@@ -162,6 +169,9 @@ def check_options(op: str, options: PolicyOptions) -> None:
         raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
     if not options.delta > 0:
         raise ValueError(f"{op}: delta must be > 0, got {options.delta}; pass delta=None for an unbounded ratio")
+    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"{op}: {name} must be finite and > 0, got {getattr(options, name)}; TRL has 1.0 and 1.05")
 
 
 def loss_output(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import PolicyOptions
+from zoomzero_kernels.policy.options import OBJECTIVES, PolicyOptions
 
 
 class PolicyTerms(NamedTuple):
@@ -30,6 +30,40 @@ class PolicyTerms(NamedTuple):
     clipped: Tensor
 
 
+def _clip(ratio: Tensor, advantages: Tensor, options: PolicyOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, slope and clip flag of -min(min(ratio, delta) * A, clip(ratio) * A)."""
+    low, high = 1 - options.clip_low, 1 + options.clip_high
+    capped = ratio.clamp(max=options.delta)
+    unclipped, bounded = capped * advantages, ratio.clamp(low, high) * advantages
+    takes_bounded = bounded < unclipped
+    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
+    fixed = torch.where(takes_bounded, (ratio < low) | (ratio > high), ratio > options.delta)
+    too_low, too_high = (capped < low) & (advantages < 0), (capped > high) & (advantages > 0)
+    return (
+        -torch.where(takes_bounded, bounded, unclipped),
+        torch.where(fixed, 0.0, -ratio * advantages),
+        too_high.to(ratio.dtype) - too_low.to(ratio.dtype),
+    )
+
+
+def _cispo(logps: Tensor, ratio: Tensor, advantages: Tensor, options: PolicyOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of -min(ratio, clip_high) * A * logp, whose ratio is detached."""
+    slope = -ratio.clamp(max=options.clip_high) * advantages
+    clipped = (ratio > options.clip_high) & (advantages > 0)
+    # A token that the policy has given up, of ratio 0 and log-probability -inf, costs nothing.
+    return torch.where(slope == 0, 0.0, slope * logps), slope, clipped.to(ratio.dtype)
+
+
+def _sapo(ratio: Tensor, advantages: Tensor, options: PolicyOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of -sigmoid(tau * (ratio - 1)) * 4 / tau * A; nothing is clipped."""
+    tau = torch.where(advantages > 0, options.sapo_temperature_pos, options.sapo_temperature_neg).to(ratio.dtype)
+    distance = tau * (ratio - 1)
+    gate = torch.sigmoid(distance)
+    # 1 - gate without cancellation.
+    slope = -4 * gate * torch.sigmoid(-distance) * ratio * advantages
+    return -4 * gate / tau * advantages, slope, torch.zeros_like(ratio)
+
+
 def policy_terms(
     logps: Tensor, log_ratio: Tensor | None, advantages: Tensor, ref_logps: Tensor | None, options: PolicyOptions
 ) -> PolicyTerms:
@@ -41,20 +75,18 @@ def policy_terms(
     advantages = advantages.to(logps.dtype)
     # Bounded, because inf * 0 would be NaN.
     ratio = torch.ones_like(logps) if log_ratio is None else log_ratio.exp().clamp(max=torch.finfo(logps.dtype).max)
-    low, high = 1 - options.clip_low, 1 + options.clip_high
-    capped = ratio.clamp(max=options.delta)
     nothing = advantages == 0
-    unclipped = torch.where(nothing, 0.0, capped * advantages)
-    bounded = torch.where(nothing, 0.0, ratio.clamp(low, high) * advantages)
-    takes_bounded = bounded < unclipped
-    loss = -torch.where(takes_bounded, bounded, unclipped)
-    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
-    fixed = torch.where(takes_bounded, (ratio < low) | (ratio > high), ratio > options.delta)
-    slope = torch.where(nothing | fixed, 0.0, -ratio * advantages)
-    too_low, too_high = (capped < low) & (advantages < 0), (capped > high) & (advantages > 0)
-    clipped = too_high.to(logps.dtype) - too_low.to(logps.dtype)
+    if options.objective == OBJECTIVES["cispo"]:
+        loss, slope, clipped = _cispo(logps, ratio, advantages, options)
+    elif options.objective == OBJECTIVES["sapo"]:
+        loss, slope, clipped = _sapo(ratio, advantages, options)
+    else:
+        loss, slope, clipped = _clip(ratio, advantages, options)
+    loss, slope = torch.where(nothing, 0.0, loss), torch.where(nothing, 0.0, slope)
+    # The factor of "cispo" is detached: what it multiplies is the log-probability itself.
+    ratio_slope = torch.zeros_like(slope) if options.objective == OBJECTIVES["cispo"] else slope
     if ref_logps is None:
-        return PolicyTerms(loss, slope, slope, torch.zeros_like(logps), clipped)
+        return PolicyTerms(loss, slope, ratio_slope, torch.zeros_like(logps), clipped)
     delta = ref_logps.to(logps.dtype) - logps
     growth = torch.expm1(delta)
     # An infinite estimate, which the clamp bounds, would become inf - inf.
@@ -62,7 +94,6 @@ def policy_terms(
     outside = kl > options.kl_clamp
     kl = torch.where(outside, options.kl_clamp, kl)
     kl_slope = -torch.where(outside, 0.0, growth)
-    ratio_slope = slope
     if options.unbiased_kl:
         # Inside the clamp kl - growth is -delta, which the subtraction would lose.
         kl, kl_slope = ratio * kl, ratio * torch.where(outside, kl, -delta)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from zoomzero_kernels.checks import describe
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")
+# Those that divide by a number of tokens, which may span processes and micro-batches.
+ITEM_LOSS_TYPES = ("dapo", "cispo")
 
 
 class Normaliser(NamedTuple):
@@ -17,7 +19,7 @@ class Normaliser(NamedTuple):
 
     loss_type: one of LOSS_TYPES.
     max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
-    num_items: tokens in the normaliser of "dapo", the valid tokens of the batch if None.
+    num_items: tokens in the normaliser of ITEM_LOSS_TYPES, the valid tokens of the batch if None.
     """
 
     loss_type: str
@@ -47,22 +49,22 @@ def token_weights(mask: Tensor, normaliser: Normaliser, dtype: torch.dtype = tor
     The weighted sum of the token losses equals TRL's normalisation before its division by the number of gradient
     accumulation steps:
 
-    - ``grpo``: mean over each sequence, then over the sequences;
+    - ``grpo``, ``sapo``: mean over each sequence, then over the sequences;
     - ``bnpo``: mean over the valid tokens of the batch;
     - ``dr_grpo``: sum over ``B * max_completion_length`` (the width T when it is not given);
     - ``luspo``: sum over each sequence, then mean over the sequences;
-    - ``dapo``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
+    - ``dapo``, ``cispo``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
     """
     loss_type, max_completion_length, num_items = normaliser
     valid = (mask if mask.dtype == torch.bool else mask != 0).to(dtype)
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "sapo"):
         return valid / (valid.sum(-1, keepdim=True).clamp(min=1.0) * max(mask.shape[0], 1))
     if loss_type == "luspo":
         return valid / max(mask.shape[0], 1)
     if loss_type == "dr_grpo":
         length = mask.shape[1] if max_completion_length is None else max_completion_length
         return valid / max(mask.shape[0] * length, 1)
-    if loss_type == "dapo" and num_items is not None:
+    if loss_type in ITEM_LOSS_TYPES and num_items is not None:
         if isinstance(num_items, Tensor):
             return valid / num_items.to(device=mask.device, dtype=dtype).clamp(min=1.0)
         return valid / max(float(num_items), 1.0)

@@ -13,7 +13,7 @@ def _normalise(
 ) -> Tensor:
     """[B, T] token losses to the scalar, with the normalisers of TRL's GRPOTrainer._compute_loss."""
     num_valid = mask.sum()
-    if loss_type == "grpo":
+    if loss_type in ("grpo", "sapo"):
         return ((loss * mask).sum(-1) / mask.sum(-1).clamp(min=1.0)).sum() / max(loss.shape[0], 1)
     if loss_type == "luspo":
         return (loss * mask).sum() / max(loss.shape[0], 1)
@@ -41,6 +41,8 @@ def grpo_loss(
     kl_clamp: float | None = 10.0,
     unbiased_kl: bool = False,
     delta: float | None = None,
+    sapo_temperature_pos: float = 1.0,
+    sapo_temperature_neg: float = 1.05,
     loss_type: str = "dapo",
     max_completion_length: int | None = None,
     num_items: Tensor | float | None = None,
@@ -54,6 +56,8 @@ def grpo_loss(
     ``-min(ratio * A, clamp(ratio, 1 - clip_low, 1 + clip_high) * A) + beta * clamp(exp(d) - d - 1, max=kl_clamp)``.
     ``unbiased_kl`` multiplies the KL estimate by the ratio; ``delta`` bounds the first ratio;
     ``token_weights`` multiply the first term.
+    "cispo": ``-min(ratio, clip_high) * A * logp`` with a detached ratio; "sapo":
+    ``-sigmoid(tau * (ratio - 1)) * 4 / tau * A`` with tau by the sign of A.
     At the sequence level the log-ratio is replaced by its mean over the valid tokens of the sequence.
     logits [B, T, V] in float32 or float64, other tensors [B, T]; ``loss`` is differentiable by autograd.
     """
@@ -71,7 +75,16 @@ def grpo_loss(
     # No ratio, however large, makes a loss of an advantage of 0.
     ratio = torch.where(per_token == 0, 0.0, log_ratio).exp()
     capped = ratio if delta is None else ratio.clamp(max=delta)
-    token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
+    too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
+    if loss_type == "cispo":
+        token_loss = -ratio.clamp(max=clip_high).detach() * per_token * torch.where(per_token == 0, 0.0, logps)
+        too_low, too_high = torch.zeros_like(valid), (per_token > 0) & (ratio > clip_high)
+    elif loss_type == "sapo":
+        tau = torch.where(per_token > 0, sapo_temperature_pos, sapo_temperature_neg).to(logps.dtype)
+        token_loss = -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * per_token
+        too_low = too_high = torch.zeros_like(valid)
+    else:
+        token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
     counts = valid
     if token_weights is not None:
         factors = torch.where(valid, token_weights.to(logps.dtype), 0.0)
@@ -90,7 +103,6 @@ def grpo_loss(
     num_valid = valid.sum().clamp(min=1)
     probabilities = log_probs.detach().exp()
     plogp = torch.where(probabilities > 0, probabilities * log_probs.detach(), 0.0)
-    too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
     low, high = ((flag & counts).to(logps.dtype).sum() / num_valid for flag in (too_low, too_high))
     return GRPOLossOutput(
         loss=_normalise(token_loss, valid, loss_type, max_completion_length, num_items),

@@ -139,6 +139,42 @@ def _k3(delta):
     return tl.where(tl.abs(delta) < 0.1, series, tl.where(growth == float("inf"), growth, growth - delta - 1.0))
 
 
+@triton.jit
+def _clip(ratio, advantage, clip_low, clip_high, delta):
+    """Loss, slope and clip flag of one token; these three as in policy/terms.py."""
+    low = 1.0 - clip_low
+    high = 1.0 + clip_high
+    capped = tl.where(ratio > delta, delta, ratio)
+    unclipped = capped * advantage
+    bounded = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio)) * advantage
+    takes_bounded = bounded < unclipped
+    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
+    fixed = tl.where(takes_bounded, (ratio < low) | (ratio > high), ratio > delta)
+    too_low = (capped < low) & (advantage < 0.0)
+    too_high = (capped > high) & (advantage > 0.0)
+    loss = -tl.where(takes_bounded, bounded, unclipped)
+    slope = tl.where(fixed, 0.0, -ratio * advantage)
+    return loss, slope, too_high.to(tl.float32) - too_low.to(tl.float32)
+
+
+@triton.jit
+def _cispo(logp, ratio, advantage, clip_high):
+    too_high = ratio > clip_high
+    slope = -tl.where(too_high, clip_high, ratio) * advantage
+    loss = tl.where(slope == 0.0, 0.0, slope * logp)
+    return loss, slope, (too_high & (advantage > 0.0)).to(tl.float32)
+
+
+@triton.jit
+def _sapo(ratio, advantage, temperature_pos, temperature_neg):
+    tau = tl.where(advantage > 0.0, temperature_pos, temperature_neg)
+    distance = tau * (ratio - 1.0)
+    gate = 1.0 / (1.0 + tl.exp(-distance))
+    # 1 - gate without cancellation.
+    slope = -4.0 * gate / (1.0 + tl.exp(distance)) * ratio * advantage
+    return -4.0 * gate / tau * advantage, slope, 0.0 * ratio
+
+
 @triton.jit(do_not_specialize=(*_LENGTHS, *_FLAGS), do_not_specialize_on_alignment=_TOKEN_POINTERS)
 def policy_rows_kernel(
     logits_ptr, token_ids_ptr, mask_ptr, advantages_ptr, weights_ptr, old_logps_ptr, ref_logps_ptr,
@@ -146,7 +182,9 @@ def policy_rows_kernel(
     stride_sequence: tl.int64, stride_token: tl.int64, grad_stride_sequence: tl.int64, grad_stride_token: tl.int64,
     num_tokens: tl.int32, vocab_size: tl.int32,
     inv_temperature: tl.float32, beta: tl.float32, clip_low: tl.float32, clip_high: tl.float32, kl_clamp: tl.float32,
-    unbiased_kl: tl.float32, delta: tl.float32, has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
+    unbiased_kl: tl.float32, delta: tl.float32,
+    objective: tl.float32, sapo_temperature_pos: tl.float32, sapo_temperature_neg: tl.float32,
+    has_old: tl.int32, has_ref: tl.int32, with_grad: tl.int32,
     ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """All of the policy loss for one row; outputs [B, T] float32 are zeroed by the caller."""
@@ -166,21 +204,14 @@ def policy_rows_kernel(
     log_ratio = logp - tl.load(old_logps_ptr + row, mask=has_old != 0, other=0.0)
     ratio = tl.where(has_old != 0, tl.exp(log_ratio), 1.0)
     ratio = tl.where(ratio > _LARGEST, _LARGEST, ratio)
-    low = 1.0 - clip_low
-    high = 1.0 + clip_high
-    clamped = tl.where(ratio < low, low, tl.where(ratio > high, high, ratio))
-    capped = tl.where(ratio > delta, delta, ratio)
+    loss, slope, clipped = _clip(ratio, advantage, clip_low, clip_high, delta)
+    if objective == 1.0:
+        loss, slope, clipped = _cispo(logp, ratio, advantage, clip_high)
+    elif objective == 2.0:
+        loss, slope, clipped = _sapo(ratio, advantage, sapo_temperature_pos, sapo_temperature_neg)
     # Without advantage there is no policy term, whatever the ratio.
-    nothing = advantage == 0.0
-    unclipped = tl.where(nothing, 0.0, capped * advantage)
-    bounded = tl.where(nothing, 0.0, clamped * advantage)
-    takes_bounded = bounded < unclipped
-    loss = -tl.where(takes_bounded, bounded, unclipped)
-    # Where the ratio that counts stands at a bound, it does not follow the log-probability.
-    fixed = tl.where(takes_bounded, (ratio < low) | (ratio > high), ratio > delta)
-    slope = tl.where(nothing | fixed, 0.0, -ratio * advantage)
-    too_low = (capped < low) & (advantage < 0.0)
-    too_high = (capped > high) & (advantage > 0.0)
+    loss = tl.where(advantage == 0.0, 0.0, loss)
+    slope = tl.where(advantage == 0.0, 0.0, slope)
     if has_ref != 0:
         delta = tl.load(ref_logps_ptr + row) - logp
         estimate = _k3(delta)
@@ -198,7 +229,7 @@ def policy_rows_kernel(
     tl.store(loss_ptr + row, loss)
     tl.store(logps_ptr + row, logp)
     tl.store(entropy_ptr + row, entropy)
-    tl.store(clipped_ptr + row, too_high.to(tl.float32) - too_low.to(tl.float32))
+    tl.store(clipped_ptr + row, clipped)
     if with_grad != 0:
         slope *= tl.load(weights_ptr + row)
         # The token's logit was read above by every thread; its row may now be overwritten.
