@@ -63,6 +63,12 @@ def test_doctor_compares_answers_with_transformers(capsys: pytest.CaptureFixture
     assert "equal those of transformers' own forward" in last
 
 
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_every_family_answers_as_in_transformers(name: str, tmp_path: Path) -> None:
+    *_, last = doctor_model.check_model(save_small_checkpoint(name, tmp_path))
+    assert (last.what, last.is_right) == ("answers", True), last.found
+
+
 def test_doctor_tells_answers_that_differ(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
