@@ -27,7 +27,7 @@ from zoomzero.models import load_model
 from zoomzero.models.loading import BUILT_IN
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.patches import VideoPatches
-from zoomzero.prompts import Inquiry
+from zoomzero.prompts import Inquiry, Prompts
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
 
@@ -87,6 +87,7 @@ class ZoomZero:
         path: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        prompts: Prompts | None = None,
     ) -> ZoomZero:
         """Load a checkpoint.
 
@@ -95,9 +96,12 @@ class ZoomZero:
                 synthetic clips of `zoomzero.synthetic` and nothing else.
             device: CUDA if there is a GPU, else the CPU, unless told.
             dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
+            prompts: templates instead of the checkpoint's own; see `zoomzero.settings.load_prompts`.
         """
         path = BUILT_IN if path is None else path
         processor = load_processor(path)
+        if prompts is not None:
+            processor.settings = dataclasses.replace(processor.settings, prompts=prompts)
         return cls(load_model(path, device, dtype), processor)
 
     def answer(

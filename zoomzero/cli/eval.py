@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.cli.row_limits import add_row_limits, row_limits
 from zoomzero.cli.video_limits import add_video_limits
 from zoomzero.limits import MAX_NEW_TOKENS
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--limit", type=int, help="only the first so many questions")
     evaluate.add_argument("--subtitles", action="store_true", help="put the benchmark's subtitles into the prompts")
     evaluate.add_argument("--model", help="checkpoint; the tiny model of the package unless told")
-    evaluate.add_argument("--strategy", default="coarse_to_fine", help="how to look (%(default)s)")
+    evaluate.add_argument("--strategy", choices=list(STRATEGIES), default="coarse_to_fine", help="(%(default)s)")
     evaluate.add_argument("--budget-tokens", type=int, help="visual tokens per pass; the checkpoint's own unless told")
     evaluate.add_argument("--batch-size", type=int, default=8, help="questions per forward (%(default)s)")
     evaluate.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest response (%(default)s)")
