@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,17 +54,47 @@ def test_embedded_code_names_no_path() -> None:
         assert b".py" not in image, variant
 
 
+def build_recording_driver(folder: Path) -> None:
+    """Put a libcuda.so.1 into the folder that answers and records, and runs CUDA 12.8."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("needs gcc, as Triton's launcher does")
+    flags = ["-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libcuda.so.1"]
+    library, source = folder / "libcuda.so.1", SUPPORT / "recording_driver.c"
+    subprocess.run([compiler, *flags, "-o", str(library), str(source)], check=True)
+
+
+_OLD_DRIVER = """
+import torch
+from zoomzero_kernels import build_info
+from zoomzero_kernels.checks import require_cuda_build
+from zoomzero_kernels.triton_kernels import launch
+print(build_info()["driver_cuda"], launch.embedded_architecture((9, 0)))
+require_cuda_build("frame_resample", torch.device("cuda:0"))
+"""
+
+
+@needs_embedded
+def test_a_driver_older_than_the_build_is_told_in_one_sentence(tmp_path: Path) -> None:
+    build_recording_driver(tmp_path)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    command = [sys.executable, "-c", _OLD_DRIVER]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["12.8", "None"], done.stderr
+    told = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(
+        r"RuntimeError: frame_resample: kernels built with CUDA 13\.\S+ need a driver for CUDA 13\.0 or newer, got a "
+        r"driver for CUDA 12\.8; update the driver, or build zoomzero with the nvcc of that release",
+        told,
+    ), told
+
+
 @pytest.mark.slow
 @needs_embedded
 @pytest.mark.skipif(90 not in ARCHITECTURES, reason="not built for sm_90")
 def test_arguments_and_grid_are_those_of_tritons_launcher(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs gcc, as Triton's launcher does")
-    library = tmp_path / "libcuda.so.1"
-    flags = ["-shared", "-fPIC", "-Wall", "-Werror", "-Wl,-soname,libcuda.so.1"]
-    subprocess.run([compiler, *flags, "-o", str(library), str(SUPPORT / "recording_driver.c")], check=True)
+    build_recording_driver(tmp_path)
     environment = {
         **os.environ,
         "LD_LIBRARY_PATH": str(tmp_path),

@@ -29,6 +29,16 @@ def test_cuda_tensors_on_a_cpu_build(monkeypatch: pytest.MonkeyPatch, op: str) -
         require_cuda_build(op, torch.device("cuda:0"))
 
 
+def test_a_gpu_older_than_the_machine_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_C, "WITH_CUDA", True)
+    monkeypatch.setattr("zoomzero_kernels.driver.too_old_for_the_build", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(
+        ValueError, match=r"op: a GPU must have compute capability 8.0 or newer, got 7.5 on cuda:0; move"
+    ):
+        require_cuda_build("op", torch.device("cuda:0"))
+
+
 IDS = torch.tensor([[7, 1]])
 WHOLE = torch.ones(1, 2, dtype=torch.bool)
 FRAMES = torch.zeros(2, 28, 28, 3, dtype=torch.uint8)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, native
+from zoomzero_kernels import _C, driver, native
 from zoomzero_kernels.triton_kernels.variants import Variant, jit_function
 
 OPTION = "ZOOMZERO_TRITON_KERNELS"
@@ -64,8 +64,11 @@ def embedded_architectures() -> tuple[int, ...]:
 def embedded_architecture(capability: tuple[int, int]) -> int | None:
     """The embedded machine code that a GPU of this compute capability runs, or None.
 
-    Code for 8.0 and its like runs on later minor versions too. From 9.0 on Triton compiles for one version alone.
+    Code for 8.0 and its like runs on later minor versions too. From 9.0 on Triton compiles for one version alone. A
+    driver older than the build runs none of it.
     """
+    if driver.too_old_for_the_build():
+        return None
     major, minor = capability
     if major >= 9:
         exact = 10 * major + minor
