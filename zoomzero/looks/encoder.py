@@ -213,8 +213,10 @@ def context_grid(grid: tuple[int, int, int], max_tokens: int) -> tuple[int, tupl
     steps, rows, columns = grid
     if max_tokens < 1:
         raise ValueError(f"context_grid: max_tokens must be at least 1, got {max_tokens}; leave the context out")
-    shrink = min(1.0, math.sqrt(max_tokens / (steps * rows * columns)))
-    height, width = max(1, math.floor(rows * shrink)), max(1, math.floor(columns * shrink))
+    per_slice = max(1, max_tokens // steps)
+    shrink = min(1.0, math.sqrt(per_slice / (rows * columns)))
+    height = max(1, min(math.floor(rows * shrink), per_slice))
+    width = min(math.ceil(columns * shrink), per_slice // height)
     return min(steps, max(1, max_tokens // (height * width))), (height, width)
 
 
