@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -45,11 +46,12 @@ def slowed_down(process: int, pause_seconds: float, run_seconds: float = 0.01) -
     ended = threading.Event()
 
     def pause() -> None:
-        while not ended.is_set():
-            os.kill(process, signal.SIGSTOP)
-            ended.wait(pause_seconds)
-            os.kill(process, signal.SIGCONT)
-            time.sleep(run_seconds)
+        with contextlib.suppress(ProcessLookupError):
+            while not ended.is_set():
+                os.kill(process, signal.SIGSTOP)
+                ended.wait(pause_seconds)
+                os.kill(process, signal.SIGCONT)
+                time.sleep(run_seconds)
 
     thread = threading.Thread(target=pause)
     thread.start()
@@ -58,4 +60,3 @@ def slowed_down(process: int, pause_seconds: float, run_seconds: float = 0.01) -
     finally:
         ended.set()
         thread.join()
-        os.kill(process, signal.SIGCONT)
