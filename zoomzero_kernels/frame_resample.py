@@ -264,8 +264,9 @@ def axis_tables(in_size: int, out_size: int, device: torch.device, taps_multiple
     )
 
 
-def _axis_view(tables: AxisTables) -> _C.AxisView:
-    starts, sizes, weights, precision = tables
+@functools.cache  # the tables that it points at are cached for ever too
+def _axis_view(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> _C.AxisView:
+    starts, sizes, weights, precision = axis_tables(in_size, out_size, device, taps_multiple)
     return _C.AxisView(starts.data_ptr(), sizes.data_ptr(), weights.data_ptr(), weights.shape[1], precision)
 
 
@@ -331,22 +332,24 @@ def native_params(
     """
     if taps_multiple is None:
         taps_multiple = _C.frame_resample_cpu_taps_multiple() if frames.device.type == "cpu" else 1
-    num_frames = frames.shape[0] if frame_indices is None else frame_indices.shape[0]
+    num_source_frames, in_h, in_w, _ = frames.shape
+    num_frames = num_source_frames if frame_indices is None else frame_indices.shape[0]
     out_h, out_w = size
+    device = frames.device
     return _C.FrameResampleParams(
         _C.FrameArray(frames.data_ptr(), frames.shape, frames.stride()),
-        native.address(frame_indices, torch.int64, num_frames, frames.device),
+        native.address(frame_indices, torch.int64, num_frames, device),
         num_frames,
         (
-            _axis_view(axis_tables(frames.shape[1], out_h, frames.device, 1)),
-            _axis_view(axis_tables(frames.shape[2], out_w, frames.device, taps_multiple)),
+            _axis_view(in_h, out_h, device, 1),
+            _axis_view(in_w, out_w, device, taps_multiple),
         ),
         (out_h, out_w),
         # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.
         (
-            tuple(1 / (255 * deviation) for deviation in std),
-            tuple(-centre / deviation for centre, deviation in zip(mean, std, strict=True)),
+            (1 / (255 * std[0]), 1 / (255 * std[1]), 1 / (255 * std[2])),
+            (-mean[0] / std[0], -mean[1] / std[1], -mean[2] / std[2]),
         ),
         patches,
-        (native.address(out, out.dtype, out.numel(), frames.device), native.element_type(out)),
+        (native.address(out, out.dtype, out.numel(), device), native.element_type(out)),
     )
