@@ -33,6 +33,7 @@ def forward(
     for block, part, part_sums in kernel.forward(query, key, value, blocks.own, True, scale):
         block.of_queries(out).copy_(part)
         block.of_queries(sums).copy_(part_sums)
+        del part, part_sums  # before the next block's are made
     for block, part, part_sums in kernel.forward(query, key, value, blocks.shared, False, scale):
         _merge(block, out, sums, part, part_sums)
     return out, sums
@@ -62,10 +63,10 @@ def backward(
     grads = like_tokens(query), like_tokens(key), like_tokens(value)
     for kind, causal in ((blocks.own, True), (blocks.shared, False)):
         for block, *parts in kernel.backward(grad, query, key, value, out, sums, kind, causal, scale):
-            of_query, of_key, of_value = parts
-            block.of_queries(grads[0]).add_(of_query)
-            block.of_keys(grads[1]).add_(of_key)
-            block.of_keys(grads[2]).add_(of_value)
+            windows = block.of_queries(grads[0]), block.of_keys(grads[1]), block.of_keys(grads[2])
+            for window, part in zip(windows, parts, strict=True):
+                window.add_(part)
+            del part, parts  # before the next block's are made
     return grads
 
 
