@@ -63,22 +63,32 @@ class SkipLog:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             with self.file.open("a", **_TEXT) as out:
                 out.write(_line(sample, error.path, error.reason))
+        self._check_limit(error.path, error.reason, error)
+
+    def _check_limit(self, path: str, reason: str, cause: VideoError | None = None) -> None:
         if self.num_skipped > self.max_skipped_fraction * self.num_samples:
             place = "" if self.file is None else f"; see {self.file}"
             raise VideoError(
-                error.path,
-                f"{error.reason}; {self.num_skipped} of {self.num_samples} samples have no readable video, more than "
+                path,
+                f"{reason}; {self.num_skipped} of {self.num_samples} samples have no readable video, more than "
                 f"max_skipped_fraction={self.max_skipped_fraction} allows{place}",
-            ) from error
+            ) from cause
 
     def state(self) -> list[list[str]]:
         """Sample, path and reason of each skipped sample, for a checkpoint."""
         return [[sample, path, reason] for (sample, path), reason in self._seen.items()]
 
-    def restore(self, state: Sequence[Sequence[str]]) -> None:
-        """Go on from a checkpoint's state; lines that were written after it are taken out of the file."""
+    def take_in(self, state: Sequence[Sequence[str]]) -> None:
+        """Count what another process has skipped and written down; raises as `record`."""
+        for sample, path, reason in state:
+            if (sample, path) not in self._seen:
+                self._seen[sample, path] = reason
+                self._check_limit(path, reason)
+
+    def restore(self, state: Sequence[Sequence[str]], *, write: bool) -> None:
+        """Go on from a checkpoint's state; write: take the lines that were written after it out of the file."""
         self._seen = {(sample, path): reason for sample, path, reason in state}
-        if self.file is None or not (self._seen or self.file.exists()):
+        if not write or self.file is None or not (self._seen or self.file.exists()):
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         written = self.file.with_name(self.file.name + ".new")
@@ -119,13 +129,17 @@ class Skipping:
         """Count the next evaluation's samples, which are not those of the run's own dataset, from nought."""
         self._logs[False] = SkipLog(self._file, num_samples, self._fraction)
 
-    def state(self) -> list[list[str]]:
-        """Training's skipped samples, for a checkpoint."""
-        return self._logs[True].state()
+    def state(self, *, training: bool) -> list[list[str]]:
+        """Sample, path and reason of each skipped sample, for a checkpoint and for the other processes."""
+        return self._logs[training].state()
 
-    def restore(self, state: Sequence[Sequence[str]]) -> None:
-        """Go on from a checkpoint's state."""
-        self._logs[True].restore(state)
+    def take_in(self, state: Sequence[Sequence[str]], *, training: bool) -> None:
+        """Count what another process has skipped; VideoError if that is too much."""
+        self._logs[training].take_in(state)
+
+    def restore(self, state: Sequence[Sequence[str]], *, write: bool) -> None:
+        """Go on from a checkpoint's state of training; write: in the file too, as one process of all does."""
+        self._logs[True].restore(state, write=write)
 
     def num_skipped(self, *, training: bool) -> int:
         """Distinct samples skipped so far."""

@@ -192,7 +192,6 @@ def test_rewards_and_zoom_pass(
     # Equal spans are answered once; the two responses without a span share the look at the whole video.
     assert scores.num_zoom_prompts == 2
     assert scores.spans == [[(start, end)], [(start, end)], [], []]
-    assert scores.fraction_without_span == 0.5
     assert scores.rewards[:, 0].tolist() == [1, 1, 1, 0]
     assert scores.rewards[:, 2].tolist() == [1, 1, 0, 0]
     assert scores.rewards[:, 3].tolist() == [1, 0, 0, 0]

@@ -137,10 +137,30 @@ def test_settings_are_checked(tmp_path: Path, changes: dict[str, object], messag
         _config(tmp_path, **changes)
 
 
-def test_more_than_one_process_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ZoomZeroConfig, "world_size", property(lambda self: 2))
-    with pytest.raises(ValueError, match="one process, got a world of 2"):
+@pytest.mark.parametrize(
+    ("variable", "name"),
+    [
+        ("ACCELERATE_USE_FSDP", "FSDP"),
+        ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "Mega"),
+    ],
+)
+def test_other_plans_than_ddp_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
+) -> None:
+    """accelerate ignores a plan for FSDP on a CPU without a word."""
+    _config(tmp_path)
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match=f"several processes train by DDP, got {name}"):
         _config(tmp_path)
+
+
+def test_processes_that_do_not_find_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would all train on all rows and write into one folder."""
+    config = _config(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"must train together, got 2 processes and a world of 1; .*use_cpu=True"):
+        config._check_launch()
 
 
 def test_group_rows() -> None:

@@ -64,5 +64,6 @@ def run(options: argparse.Namespace) -> int:
         **settings,
     )
     train(options.model, samples, config, resume=options.resume, start_over=options.start_over)
-    print(f"checkpoint: {options.out}")
+    if config.process_index == 0:
+        print(f"checkpoint: {options.out}")
     return 0

@@ -24,6 +24,7 @@ from trl.trainer.utils import RepeatSampler
 
 from zoomzero.skipping import Skipping
 from zoomzero.training.checkpoints import (
+    PARTIAL_FOLDER,
     STATE_FILE,
     differences,
     newest_checkpoint,
@@ -157,14 +158,23 @@ class CheckpointingTrainer(GRPOTrainer):
         Raises:
             CheckpointError: it cannot be written.
         """
-        run = Path(super()._get_output_dir(trial))
+        run, model = Path(super()._get_output_dir(trial)), model or self.model_wrapped
         self.args.save_only_model, asked = self.args.save_only_model or only_model, self.args.save_only_model
+        try:
+            if self.is_world_process_zero():
+                self._write_whole(run, name, model, trial)
+            else:
+                # The first process makes the folder, then every one writes its random states.
+                self.accelerator.wait_for_everyone()
+                self._write_parts(run / PARTIAL_FOLDER, model, trial)
+        finally:
+            self.args.save_only_model = asked
+        self.accelerator.wait_for_everyone()
+
+    def _write_whole(self, run: Path, name: str, model: torch.nn.Module, trial: Any) -> None:
         with written_whole(run, name) as (folder, beside):
-            self._writing_in = folder.parent
-            try:
-                super()._save_checkpoint(model or self.model_wrapped, trial)
-            finally:
-                self._writing_in, self.args.save_only_model = None, asked
+            self.accelerator.wait_for_everyone()
+            self._write_parts(folder.parent, model, trial)
             written = folder.parent / f"checkpoint-{self.state.global_step}"
             if written != folder:
                 folder.rmdir()
@@ -173,13 +183,22 @@ class CheckpointingTrainer(GRPOTrainer):
             if best is not None and Path(best).parent == folder.parent:
                 self.state.best_model_checkpoint = str(run / name)
                 self.state.save_to_json(str(folder / STATE_FILE))
-            beside |= {"order": self._order(), "skipped": self._skipping.state()}
+            beside |= {"order": self._order(), "skipped": self._skipping.state(training=True)}
         rotate_checkpoints(
             output_dir=str(run),
             save_total_limit=self.args.save_total_limit,
             best_model_checkpoint=self.state.best_model_checkpoint,
             use_mtime=True,
         )
+
+    def _write_parts(self, folder: Path, model: torch.nn.Module, trial: Any) -> None:
+        """This process's files of a checkpoint, into <folder>/checkpoint-<steps>."""
+        self._writing_in = folder
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writing_in = None
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Weights of a checkpoint into the model.
@@ -194,7 +213,8 @@ class CheckpointingTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self._skipping.restore(read_run_file(Path(checkpoint))["skipped"])
+            skipped = read_run_file(Path(checkpoint))["skipped"]
+            self._skipping.restore(skipped, write=self.is_world_process_zero())
             # In the middle of a generation batch's steps the rest of it is generated anew, by the weights of now.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
             self._buffered_inputs = None

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,38 +31,24 @@ from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 from zoomzero.training.loss import group_logps
-from zoomzero.training.metrics import Metrics
+from zoomzero.training.metrics import Metrics, RolloutTable, Share, ShownResponses, joined_metrics
 from zoomzero.training.packing import PackedForward
-from zoomzero.training.scoring import Scores, rollout_metrics, score
+from zoomzero.training.scoring import Scores, score
 from zoomzero_kernels import token_advantages
 
 Row = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class ShownResponses:
-    """Responses with what they are to be shown with: question, text, rewards and mean advantage of each."""
-
-    questions: list[str]
-    """Of the row that each response answers."""
-    texts: list[str]
-    """Decoded, tags included, without end and padding tokens."""
-    rewards: Tensor
-    """float32 [B, 4] in the order of `REWARDS`."""
-    advantages: list[float]
-    """Mean over the tokens of each response."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Collected:
-    """A generation batch."""
+    """This process's share of a generation batch, and what is known of all shares."""
 
     groups: GroupBatch
-    """What the loss takes; empty if no video could be read."""
+    """What the loss takes; empty if no video could be read. num_items counts the tokens of all processes."""
     metrics: Metrics
-    """Figures to log."""
-    responses: ShownResponses | None
-    """The responses as texts, None for an empty batch."""
+    """Figures to log, of all processes."""
+    shown: list[ShownResponses]
+    """The responses as texts, of all processes."""
 
 
 class Collector:
@@ -107,18 +94,29 @@ class Collector:
         Raises:
             VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
         """
-        metrics = Metrics()
         all_rows = group_rows(inputs, group_size)
-        with metrics.phase("frames"):
+        share = Share(num_rows=len(all_rows))
+        with share.seconds.phase("frames"):
             found = self._encoder.prepare_coarse(all_rows)
         rows, prompts = self._skipping.readable(all_rows, found, training=training)
-        groups, responses = GroupBatch.empty(self._accelerator.device), None
+        groups = GroupBatch.empty(self._accelerator.device)
         if rows:
-            groups, responses = self._scored_groups(rows, prompts, policy, group_size, metrics, training=training)
+            groups = self._scored_groups(rows, prompts, policy, group_size, share, training=training)
         self._encoder.end_batch(all_rows)
-        metrics["skipped_fraction"] = 1 - len(groups.prompts) / len(all_rows)
+        share.num_groups, share.num_items = len(groups.prompts), groups.num_items
+        share.skipped = self._skipping.state(training=training)
+        return self._joined(groups, share, training=training)
+
+    def _joined(self, groups: GroupBatch, share: Share, *, training: bool) -> Collected:
+        """The batch with what the other processes tell of theirs; every process calls this, one without a group too."""
+        shares: list[Share] = gather_object([share]) if self._accelerator.num_processes > 1 else [share]
+        for other in shares:
+            self._skipping.take_in(other.skipped, training=training)
+        config = self._config
+        metrics = joined_metrics(shares, zoom_reward=config.zoom_reward, online_filter=config.online_filter)
         metrics["num_skipped"] = self._skipping.num_skipped(training=training)
-        return Collected(groups, metrics, responses)
+        groups = dataclasses.replace(groups, num_items=sum(other.num_items for other in shares))
+        return Collected(groups, metrics, [other.shown for other in shares if other.shown is not None])
 
     def _scored_groups(
         self,
@@ -126,16 +124,16 @@ class Collector:
         prompts: list[PreparedPrompt],
         policy: PreTrainedModel,
         group_size: int,
-        metrics: Metrics,
+        share: Share,
         *,
         training: bool,
-    ) -> tuple[GroupBatch, ShownResponses | None]:
+    ) -> GroupBatch:
         """Rollouts and what the loss needs of them; an empty batch if the zoom pass could read none of the videos."""
-        with metrics.phase("generation"):
+        with share.seconds.phase("generation"):
             rollouts = self._sample(policy, prompts, group_size)
         responses = self._responses(rollouts)
         repeated = [row for row in rows for _ in range(group_size)]
-        with metrics.phase("rewards"), self._accelerator.autocast():
+        with share.seconds.phase("rewards"), self._accelerator.autocast():
             scorer = self._zoom_scorer(policy) if self._config.zoom_reward else None
             scores = score(self._encoder, scorer, repeated, responses, self._config.zoom_batch_size)
         if scores.unreadable:
@@ -145,8 +143,8 @@ class Collector:
             rollouts, scores = rollouts.select(kept), scores.select(kept)
             responses = [responses[index] for index in kept]
         if not rows:
-            return GroupBatch.empty(self._accelerator.device), None
-        mask = self._trained_tokens(rollouts, scores, group_size, metrics)
+            return GroupBatch.empty(self._accelerator.device)
+        mask = self._trained_tokens(rollouts, scores, group_size, share)
         advantages = self._advantages(scores, responses, rollouts, mask, group_size)
         groups = GroupBatch(
             prompts=prompts,
@@ -158,15 +156,15 @@ class Collector:
             num_items=int(mask.sum()),
         )
         if self._config.beta > 0 and self._reference is not None:
-            with metrics.phase("reference"):
+            with share.seconds.phase("reference"):
                 logps = self._reference_logps(self._reference, groups, rollouts.mask)
             groups = dataclasses.replace(groups, ref_logps=logps)
-        metrics |= rollout_metrics(rollouts, scores, zoom_reward=self._config.zoom_reward)
+        share.table = RolloutTable.of(rollouts, scores)
         means = advantages.sum(-1) / rollouts.mask.sum(-1).clamp(min=1)
         questions = [row["question"] for row in rows for _ in range(group_size)]
-        return groups, ShownResponses(
-            questions, [response.text for response in responses], scores.rewards, means.tolist()
-        )
+        texts = [response.text for response in responses]
+        share.shown = ShownResponses(questions, texts, scores.rewards, means.tolist())
+        return groups
 
     def _zoom_scorer(self, policy: PreTrainedModel) -> PreTrainedModel:
         return policy if self._config.zoom_scorer == "policy" or self._reference is None else self._reference
@@ -201,7 +199,7 @@ class Collector:
         ends = {*self._end_token_ids, self._tokenizer.pad_token_id}
         return [place for place, token in enumerate(ids) if token not in ends]
 
-    def _trained_tokens(self, rollouts: Rollouts, scores: Scores, group_size: int, metrics: Metrics) -> Tensor:
+    def _trained_tokens(self, rollouts: Rollouts, scores: Scores, group_size: int, share: Share) -> Tensor:
         """bool [P*G, T]: the responses' tokens, without those that the settings leave out of the loss."""
         mask = rollouts.mask
         if self._config.mask_truncated_completions:
@@ -209,7 +207,7 @@ class Collector:
         if self._config.online_filter:
             informative = informative_groups(scores.rewards, group_size)
             mask = mask & informative.repeat_interleave(group_size).to(mask.device)[:, None]
-            metrics["filtered_fraction"] = float((~informative).float().mean())
+            share.num_filtered = int((~informative).sum())
         return mask
 
     def _advantages(

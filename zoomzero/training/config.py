@@ -1,5 +1,6 @@
 """`ZoomZeroConfig`: TRL's GRPO settings and the method's, checked before anything is loaded."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,7 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
 
     def __post_init__(self) -> None:
         self._check_choices()
+        self._check_processes()
         super().__post_init__()
         self._check_supported()
         if self.per_device_train_batch_size % self.num_generations:
@@ -93,10 +95,37 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
                 f"row holds a whole group, got {self.per_device_train_batch_size} and {self.num_generations}; "
                 f"use {-(-self.per_device_train_batch_size // self.num_generations) * self.num_generations}"
             )
-        if self.world_size > 1:
+
+        self._check_launch()
+
+    def _check_launch(self) -> None:
+        if self.use_vllm and self.world_size > 1:
             raise ValueError(
-                f"ZoomZeroConfig: training runs in one process, got a world of {self.world_size}; launch it without "
-                "torchrun or accelerate"
+                f"ZoomZeroConfig: vLLM samples in the one process that trains, got {self.world_size} processes; leave "
+                "use_vllm off or launch one"
+            )
+        launched = int(os.environ.get("WORLD_SIZE", "1"))
+        if launched != self.world_size:
+            raise ValueError(
+                f"ZoomZeroConfig: the processes of a launch must train together, got {launched} processes and a world "
+                f"of {self.world_size}; on a machine without a GPU set use_cpu=True"
+            )
+
+    def _check_processes(self) -> None:
+        """Many processes share a step by DDP; accelerate would ignore other plans on a CPU without a word."""
+        asked = [
+            name
+            for name, wanted in (
+                ("FSDP", bool(self.fsdp) or _is_set("ACCELERATE_USE_FSDP")),
+                ("DeepSpeed", bool(self.deepspeed) or _is_set("ACCELERATE_USE_DEEPSPEED")),
+                ("Megatron-LM", _is_set("ACCELERATE_USE_MEGATRON_LM")),
+            )
+            if wanted
+        ]
+        if asked:
+            raise ValueError(
+                f"ZoomZeroConfig: several processes train by DDP, got {' and '.join(asked)}; launch with accelerate's "
+                "multi-GPU or multi-CPU setting"
             )
 
     @property
@@ -155,3 +184,7 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
                     f"ZoomZeroConfig: {name} must stay {only!r}, got {value!r}; this trainer does not implement it: "
                     f"{instead}"
                 )
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true", "yes", "on")

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from zoomzero.models.head import HeadProbe
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch
 from zoomzero.training.packing import PackedForward
@@ -47,6 +48,26 @@ def group_loss(
     loss = forward(groups.prompts, groups.token_ids, groups.mask, at_head)
     # The loss as it left the wrappers, so that the backward pass goes through them.
     return outputs[0]._replace(loss=loss)
+
+
+def untouched_loss(forward: PackedForward, device: torch.device) -> Tensor:
+    """0 through the model's own forward, with a gradient of 0 for every trained parameter.
+
+    For a process whose share holds no group: its wrapper waits for a forward and a backward pass like the others'.
+    """
+    core = forward.core
+
+    def at_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+        trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
+        return torch.stack([parameter.flatten()[0].float() * 0 for parameter in trained]).sum()
+
+    with HeadProbe(core.lm_head, at_head, leaves=lambda result: result):
+        output = forward.model(
+            input_ids=torch.zeros((1, 1), dtype=torch.long, device=device),
+            position_ids=torch.zeros((3, 1, 1), dtype=torch.long, device=device),
+            use_cache=False,
+        )
+    return cast(Tensor, output.logits)
 
 
 def group_logps(forward: PackedForward, groups: GroupBatch, temperature: float) -> Tensor:

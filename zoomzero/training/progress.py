@@ -16,7 +16,13 @@ class StepBar(TrainerCallback):
         self._bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self._bar = tqdm(
+            disable=not state.is_world_process_zero,
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+        )
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self._bar is not None:

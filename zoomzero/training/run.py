@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -63,6 +64,8 @@ def train_config(
     fixed = {
         "output_dir": str(out),
         "max_steps": steps,
+        # Several processes on a machine without a GPU find each other only if the CPU is asked for.
+        "use_cpu": not torch.accelerator.is_available(),
         "per_device_train_batch_size": prompts * settings.get("num_generations", TrainingSettings.num_generations),
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 5,
@@ -106,22 +109,26 @@ def train(
     """
     run = Path(str(config.output_dir))
     require_writable(run)
-    newest = _earlier_run(run, resume=resume, start_over=start_over)
+    with config.main_process_first(desc="looking for checkpoints"):
+        newest = _earlier_run(run, resume=resume, start_over=start_over, is_first=config.process_index == 0)
     engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)
     bar, boundary = StepBar(), StepBoundary()
     rows = [dataclasses.asdict(sample) for sample in samples]
     # The trainer itself refuses models that it cannot train.
     model: Any = engine.model
     trainer = ZoomZeroTrainer(model, config, rows, processing_class=engine.processor, callbacks=[bar, boundary])
+    is_first = trainer.is_world_process_zero()
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     try:
         with boundary:
             _take_steps(trainer, newest)
             boundary.hold()
-            with replaced_whole(run) as folder:
-                trainer.save_model(str(folder))
-            shutil.rmtree(run / STOPPED_FOLDER, ignore_errors=True)
+            if is_first:
+                with replaced_whole(run) as folder:
+                    trainer.save_model(str(folder))
+                shutil.rmtree(run / STOPPED_FOLDER, ignore_errors=True)
+            trainer.accelerator.wait_for_everyone()
     except BaseException as error:
         keep_steps(trainer, boundary, error)
         raise
@@ -130,11 +137,12 @@ def train(
     return ZoomZero(engine.model.eval(), engine.processor), history(trainer.state)
 
 
-def _earlier_run(run: Path, *, resume: bool, start_over: bool) -> Newest:
-    """What to go on from; ValueError where that is not clear."""
+def _earlier_run(run: Path, *, resume: bool, start_over: bool, is_first: bool) -> Newest:
+    """What to go on from; ValueError where that is not clear. The first process says it and deletes."""
     newest = newest_checkpoint(run)
     if start_over:
-        delete_checkpoints(run)
+        if is_first:
+            delete_checkpoints(run)
         return Newest(None, 0, [])
     if not resume and newest.folder is not None:
         raise ValueError(
@@ -143,17 +151,17 @@ def _earlier_run(run: Path, *, resume: bool, start_over: bool) -> Newest:
         )
     if not resume:
         return Newest(None, 0, [])
-    for folder, reason in newest.passed_over:
-        print(f"{folder} is not complete ({reason}); passed over", file=sys.stderr)
-    if newest.folder is not None:
-        print(f"going on from {newest.folder}, {newest.num_steps} steps", file=sys.stderr)
-    elif (run / "model.safetensors").exists():
+    if newest.folder is None and (run / "model.safetensors").exists():
         raise ValueError(
             f"train: resuming needs a complete checkpoint, got {run} with a trained model and none; choose another "
             "folder, or train that model further with --model"
         )
-    else:
-        print(f"no complete checkpoint in {run}; beginning with the first step", file=sys.stderr)
+    if is_first:
+        for folder, reason in newest.passed_over:
+            print(f"{folder} is not complete ({reason}); passed over", file=sys.stderr)
+        found = f"going on from {newest.folder}, {newest.num_steps} steps"
+        none = f"no complete checkpoint in {run}; beginning with the first step"
+        print(none if newest.folder is None else found, file=sys.stderr)
     return newest
 
 

@@ -14,15 +14,11 @@ from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.forward import next_token_logps
 from zoomzero.responses import Response, parse
 from zoomzero.rewards import (
-    REWARDS,
-    UNIFORM_WEIGHTS,
-    UNIFORM_WEIGHTS_WITHOUT_ZOOM,
     answer_reward,
     format_reward,
     iou_reward,
     zoom_reward,
 )
-from zoomzero.rollouts import Rollouts
 from zoomzero.video import VideoError
 
 
@@ -42,15 +38,6 @@ class Scores:
     def select(self, rows: Sequence[int]) -> "Scores":
         """Scores of some of the responses."""
         return Scores(self.rewards[list(rows)], [self.spans[row] for row in rows], self.num_zoom_prompts)
-
-    def mean(self, reward: str) -> float:
-        """Mean of one reward over the batch."""
-        return float(self.rewards[:, REWARDS.index(reward)].mean())
-
-    @property
-    def fraction_without_span(self) -> float:
-        """Share of the responses that name no span inside the video."""
-        return sum(not spans for spans in self.spans) / len(self.spans)
 
 
 def valid_spans(response: Response, duration: float) -> list[tuple[float, float]]:
@@ -94,29 +81,6 @@ def score(
         for row, response, zoomed in zip(rows, taken, zoom, strict=True)
     ]
     return Scores(torch.tensor(rewards, dtype=torch.float32), spans, num_prompts, unreadable)
-
-
-def rollout_metrics(rollouts: Rollouts, scores: Scores, *, zoom_reward: bool) -> dict[str, float]:
-    """What a generation batch logs: rewards, grounding and zoom quality, lengths.
-
-    reward is plain GRPO's total, whatever the credit; reward_std is over the batch.
-    """
-    weights = torch.tensor(UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM)
-    total = scores.rewards @ weights
-    lengths = rollouts.mask.sum(-1).float()
-    metrics = {f"rewards/{name}/mean": scores.mean(name) for name in REWARDS}
-    metrics |= {
-        "reward": float(total.mean()),
-        "reward_std": float(total.std()),
-        "miou": scores.mean("iou"),
-        "fraction_without_span": scores.fraction_without_span,
-        "completions/mean_length": float(lengths.mean()),
-        "completions/max_length": float(lengths.max()),
-        "completions/clipped_ratio": float((~rollouts.stopped).float().mean()),
-    }
-    if zoom_reward:
-        metrics |= {"zoom_accuracy": scores.mean("zoom"), "zoom_prompts": float(scores.num_zoom_prompts)}
-    return metrics
 
 
 def _pairs(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:

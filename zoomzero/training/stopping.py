@@ -133,7 +133,11 @@ def keep_steps(trainer: CheckpointingTrainer, boundary: StepBoundary, error: Bas
     boundary.hold()
     run, steps = trainer.run_folder, trainer.state.global_step
     newest = newest_checkpoint(run)
-    if steps == 0 or isinstance(error, CheckpointError):
+    if steps == 0 or isinstance(error, CheckpointError) or not trainer.is_world_process_zero():
+        return
+    if trainer.accelerator.num_processes > 1 and newest.num_steps < steps:
+        # Writing takes all processes, and they may be at different places.
+        print(f"stopped after {steps} steps; {newest.folder or 'no checkpoint'} is what is kept", file=sys.stderr)
         return
     if newest.num_steps >= steps:
         print(f"stopped after {steps} steps, which {newest.folder} holds", file=sys.stderr)

@@ -20,12 +20,12 @@ from zoomzero.models.tokens import end_token_ids
 from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
 from zoomzero.training.checkpointing import CheckpointingTrainer
-from zoomzero.training.collect import Collector, ShownResponses
+from zoomzero.training.collect import Collector
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.dataset import Rows, check_num_rows, checked_dataset
 from zoomzero.training.groups import GroupBatch
-from zoomzero.training.loss import group_loss
-from zoomzero.training.metrics import Metrics
+from zoomzero.training.loss import group_loss, untouched_loss
+from zoomzero.training.metrics import Metrics, ShownResponses
 from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import frozen_copy
 from zoomzero.training.sampler import vllm_sampler
@@ -153,32 +153,67 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         num_skipped = collected.metrics.pop("num_skipped")
         self._metrics["train" if training else "eval"]["num_skipped"] = [num_skipped]
         self._record(collected.metrics)
-        if collected.responses is not None:
-            self._log_responses(collected.responses)
+        for shown in collected.shown:
+            self._log_responses(shown)
         return {"groups": collected.groups}
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
-        """Policy loss of a micro-batch, scaled for gradient accumulation as TRL scales each loss type."""
+        """Policy loss of a micro-batch, scaled for gradient accumulation as TRL scales each loss type.
+
+        DDP averages the gradients of the processes; the shares are scaled so that the average is the loss of all their
+        responses (tokens for "bnpo"), however many of them each process has.
+        """
         groups: GroupBatch = inputs["groups"]
-        if not groups.prompts:
-            # Every video of the micro-batch is unreadable: no gradient, and the step goes on.
-            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        training = self.model.training
+        training, processes = self.model.training, self.accelerator.num_processes
         accumulation = self.current_gradient_accumulation_steps if training else 1
+        num_tokens = int(groups.mask.sum())
+        share = num_tokens if self.loss_type == "bnpo" else len(groups.token_ids)
+        total = self._sum([share])[0]
+        forward = PackedForward(model, self._policy())
+        if not total and accumulation == 1:
+            # Every video is unreadable, in all processes: no gradient, and the step goes on.
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         num_items = groups.num_items * accumulation / self.args.steps_per_generation if training else groups.num_items
         metrics = Metrics()
         with metrics.phase("loss"), self.accelerator.autocast():
-            forward = PackedForward(model, self._policy())
-            output = group_loss(forward, groups, self.args, max(num_items, 1))
-        metrics["kl"] = float(output.kl)
-        metrics["entropy"] = float(output.entropy.sum() / groups.mask.sum().clamp(min=1))
-        metrics["clip_ratio/region_mean"] = float(output.clip_fraction)
-        if self._vllm is not None and groups.old_logps is not None and bool(groups.mask.any()):
-            apart = (output.logps - groups.old_logps).abs()[groups.mask]
-            metrics["sampling/sampling_logp_difference/mean"] = float(apart.mean())
-            metrics["sampling/sampling_logp_difference/max"] = float(apart.max())
-        self._record(metrics)
-        return output.loss if self.loss_type in ITEM_LOSS_TYPES else output.loss / accumulation
+            if groups.prompts:
+                output = group_loss(forward, groups, self.args, max(num_items / processes, 1))
+                entropy = float(output.entropy.sum()) / max(num_tokens, 1)
+                loss, means = output.loss, (float(output.kl), entropy, float(output.clip_fraction))
+                metrics |= self._sampling_gap(output.logps, groups)
+            else:
+                loss, means = self._loss_without_groups(forward), (0.0, 0.0, 0.0)
+        *sums, weight = self._sum([*(mean * num_tokens for mean in means), num_tokens])
+        if total:
+            names = ("kl", "entropy", "clip_ratio/region_mean")
+            metrics |= {name: value / max(weight, 1) for name, value in zip(names, sums, strict=True)}
+            self._record(metrics)
+        if self.loss_type in ITEM_LOSS_TYPES:
+            return loss
+        return loss * (share * processes / max(total, 1)) / accumulation
+
+    def _sampling_gap(self, logps: Tensor, groups: GroupBatch) -> dict[str, float]:
+        """How far vLLM's log-probabilities of its responses are from the model's own."""
+        if self._vllm is None or groups.old_logps is None or not bool(groups.mask.any()):
+            return {}
+        apart = (logps - groups.old_logps).abs()[groups.mask]
+        name = "sampling/sampling_logp_difference"
+        return {f"{name}/mean": float(apart.mean()), f"{name}/max": float(apart.max())}
+
+    def _loss_without_groups(self, forward: PackedForward) -> Tensor:
+        """Nothing to train in this process's micro-batch; in company the wrapper still needs its passes."""
+        if self.accelerator.num_processes == 1 or not self.model.training:
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        return untouched_loss(forward, self.accelerator.device)
+
+    def _sum(self, values: list[float]) -> list[float]:
+        """Sums over all processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        totals: Tensor = self.accelerator.reduce(
+            torch.tensor(values, dtype=torch.float64, device=self.accelerator.device), reduction="sum"
+        )
+        return totals.tolist()
 
     def _policy(self) -> PreTrainedModel:
         return self.accelerator.unwrap_model(self.model)
