@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,6 +26,37 @@ def _normalise(
         return (loss * mask).sum() / max(loss.shape[0] * length, 1)
     total = num_valid if num_items is None else torch.as_tensor(num_items, device=loss.device)
     return (loss * mask).sum() / total.clamp(min=1.0)
+
+
+def _policy_term(
+    loss_type: str, logps: Tensor, ratio: Tensor, advantages: Tensor, bounds: tuple[float, float, float], tau: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each token without its KL term, and whether its ratio was clipped from below and from above.
+
+    bounds: clip_low, clip_high and delta.
+    """
+    clip_low, clip_high, delta = bounds
+    nothing = torch.zeros_like(advantages, dtype=torch.bool)
+    if loss_type == "cispo":
+        factor = ratio.clamp(max=clip_high).detach() * advantages
+        loss = -factor * torch.where(factor == 0, 0.0, logps)
+        return loss, nothing, (advantages > 0) & (ratio > clip_high)
+    if loss_type == "sapo":
+        return -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * advantages, nothing, nothing
+    capped = ratio.clamp(max=delta)
+    loss = -torch.min(capped * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
+    return loss, (advantages < 0) & (capped < 1 - clip_low), (advantages > 0) & (capped > 1 + clip_high)
+
+
+def _k3(gap: Tensor, kl_clamp: float | None) -> Tensor:
+    """min(exp(gap) - gap - 1, kl_clamp)."""
+    estimate = gap.exp() - gap - 1
+    if kl_clamp is None:
+        return estimate
+    # Zero the difference where the clamp acts, so that no 0 * inf reaches the gradient.
+    inside = estimate <= kl_clamp
+    bounded = torch.where(inside, gap, 0.0)
+    return torch.where(inside, bounded.exp() - bounded - 1, kl_clamp)
 
 
 def grpo_loss(
@@ -74,30 +107,16 @@ def grpo_loss(
         log_ratio = (log_ratio.sum(-1) / valid.sum(-1).clamp(min=1.0)).unsqueeze(-1).expand_as(logps)
     # No ratio, however large, makes a loss of an advantage of 0.
     ratio = torch.where(per_token == 0, 0.0, log_ratio).exp()
-    capped = ratio if delta is None else ratio.clamp(max=delta)
-    too_low, too_high = (per_token < 0) & (capped < 1 - clip_low), (per_token > 0) & (capped > 1 + clip_high)
-    if loss_type == "cispo":
-        token_loss = -ratio.clamp(max=clip_high).detach() * per_token * torch.where(per_token == 0, 0.0, logps)
-        too_low, too_high = torch.zeros_like(valid), (per_token > 0) & (ratio > clip_high)
-    elif loss_type == "sapo":
-        tau = torch.where(per_token > 0, sapo_temperature_pos, sapo_temperature_neg).to(logps.dtype)
-        token_loss = -torch.sigmoid(tau * (ratio - 1)) * 4 / tau * per_token
-        too_low = too_high = torch.zeros_like(valid)
-    else:
-        token_loss = -torch.min(capped * per_token, ratio.clamp(1 - clip_low, 1 + clip_high) * per_token)
+    bounds = (clip_low, clip_high, math.inf if delta is None else delta)
+    tau = torch.where(per_token > 0, sapo_temperature_pos, sapo_temperature_neg).to(logps.dtype)
+    token_loss, too_low, too_high = _policy_term(loss_type, logps, ratio, per_token, bounds, tau)
     counts = valid
     if token_weights is not None:
         factors = torch.where(valid, token_weights.to(logps.dtype), 0.0)
         token_loss, counts = factors * token_loss, factors > 0
     kl = torch.zeros_like(logps)
     if ref_logps is not None:
-        gap = torch.where(valid, ref_logps.to(logps.dtype), 0.0) - torch.where(valid, logps, 0.0)
-        kl = gap.exp() - gap - 1
-        if kl_clamp is not None:
-            # Zero the difference where the clamp acts, so that no 0 * inf reaches the gradient.
-            inside = kl <= kl_clamp
-            bounded = torch.where(inside, gap, 0.0)
-            kl = torch.where(inside, bounded.exp() - bounded - 1, kl_clamp)
+        kl = _k3(torch.where(valid, ref_logps.to(logps.dtype) - logps, 0.0), kl_clamp)
         kl = log_ratio.exp() * kl if unbiased_kl else kl
         token_loss = token_loss + beta * kl
     num_valid = valid.sum().clamp(min=1)

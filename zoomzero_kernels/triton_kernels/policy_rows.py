@@ -175,6 +175,20 @@ def _sapo(ratio, advantage, temperature_pos, temperature_neg):
     return -4.0 * gate / tau * advantage, slope, 0.0 * ratio
 
 
+@triton.jit
+def _policy_term(
+    logp, ratio, advantage, clip_low, clip_high, delta, objective, sapo_temperature_pos, sapo_temperature_neg
+):  # fmt: skip
+    loss, slope, clipped = _clip(ratio, advantage, clip_low, clip_high, delta)
+    if objective == 1.0:
+        loss, slope, clipped = _cispo(logp, ratio, advantage, clip_high)
+    elif objective == 2.0:
+        loss, slope, clipped = _sapo(ratio, advantage, sapo_temperature_pos, sapo_temperature_neg)
+    # Without advantage there is no policy term, whatever the ratio.
+    nothing = advantage == 0.0
+    return tl.where(nothing, 0.0, loss), tl.where(nothing, 0.0, slope), clipped
+
+
 @triton.jit(do_not_specialize=(*_LENGTHS, *_FLAGS), do_not_specialize_on_alignment=_TOKEN_POINTERS)
 def policy_rows_kernel(
     logits_ptr, token_ids_ptr, mask_ptr, advantages_ptr, weights_ptr, old_logps_ptr, ref_logps_ptr,
@@ -204,14 +218,9 @@ def policy_rows_kernel(
     log_ratio = logp - tl.load(old_logps_ptr + row, mask=has_old != 0, other=0.0)
     ratio = tl.where(has_old != 0, tl.exp(log_ratio), 1.0)
     ratio = tl.where(ratio > _LARGEST, _LARGEST, ratio)
-    loss, slope, clipped = _clip(ratio, advantage, clip_low, clip_high, delta)
-    if objective == 1.0:
-        loss, slope, clipped = _cispo(logp, ratio, advantage, clip_high)
-    elif objective == 2.0:
-        loss, slope, clipped = _sapo(ratio, advantage, sapo_temperature_pos, sapo_temperature_neg)
-    # Without advantage there is no policy term, whatever the ratio.
-    loss = tl.where(advantage == 0.0, 0.0, loss)
-    slope = tl.where(advantage == 0.0, 0.0, slope)
+    loss, slope, clipped = _policy_term(
+        logp, ratio, advantage, clip_low, clip_high, delta, objective, sapo_temperature_pos, sapo_temperature_neg
+    )
     if has_ref != 0:
         delta = tl.load(ref_logps_ptr + row) - logp
         estimate = _k3(delta)
