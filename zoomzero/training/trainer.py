@@ -103,15 +103,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         self.args.use_vllm = args.use_vllm
         if self.reference is not None:
             self.reference.to(self.accelerator.device)
-        self.encoder = RowEncoder(
-            processor,
-            model,
-            freeze_vision=args.freeze_vision,
-            feature_bytes=args.feature_cache_bytes,
-            frame_bytes=args.frame_cache_bytes,
-            ahead_bytes=args.read_ahead_bytes,
-            time_limit=args.video_time_limit,
-        )
+        self.encoder = _encoder(processor, model, args)
         num_eval = 0 if self.eval_dataset is None else len(cast(Dataset, self.eval_dataset))
         self._skipping = Skipping(
             cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
@@ -289,6 +281,19 @@ def _loaded(
         )
     require_inputs_of(model, processor)
     return model, processor
+
+
+def _encoder(processor: VideoInputs, model: PreTrainedModel, args: ZoomZeroConfig) -> RowEncoder:
+    """Rows to prompts, with the caches that the settings allow."""
+    return RowEncoder(
+        processor,
+        model,
+        freeze_vision=args.freeze_vision,
+        feature_bytes=args.feature_cache_bytes,
+        frame_bytes=args.frame_cache_bytes,
+        ahead_bytes=args.read_ahead_bytes,
+        time_limit=args.video_time_limit,
+    )
 
 
 def _rewards_of_a_batch(**_: object) -> list[float | None]:
