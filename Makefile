@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TORCH := torch==2.14.1 torchvision==0.29.1
+TORCHVISION := torchvision==0.29.1
+TORCH := torch==2.14.1 $(TORCHVISION)
 EXTRAS := dev,all
 NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
@@ -23,7 +24,7 @@ $(VENV)/.torch: $(VENV)/.python
 # Built without pip's isolation, against the torch just installed. The build tools come first, as the dev extra names them.
 $(VENV)/.project: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(BIN)/pip install "scikit-build-core>=0.11" "pybind11>=3.0" "cmake>=3.26" "ninja>=1.11"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --editable ".[$(EXTRAS)]" "torchvision==0.29.1"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --no-build-isolation --editable ".[$(EXTRAS)]" "$(TORCHVISION)"
 	touch $@
 
 demo: setup
