@@ -1,6 +1,8 @@
 """The loss through wrapped models: what a wrapper does around the forward does not keep gradients from arriving."""
 
 import copy
+import dataclasses
+import math
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -165,3 +167,17 @@ def test_a_probe_without_leaving_shows_the_last_logits() -> None:
     assert torch.equal(probe.last_logits, logits)
     with HeadProbe(head, lambda _, states: states.sum(), leaves=lambda total: total):
         assert torch.equal(head(hidden), hidden.sum())
+
+
+def test_delta_bounds_the_loss_of_negative_advantages(one_process: None, config: ZoomZeroConfig) -> None:
+    """Ratios of about e^4 under negative advantages: at most delta times the advantage per token, else far more."""
+    model = random_model()
+    groups = dataclasses.replace(_groups(model, frozen_tower=True), advantages=-torch.ones(9, 8), ref_logps=None)
+    groups = dataclasses.replace(groups, old_logps=group_logps(PackedForward(model, model), groups, 0.8) - 4)
+    losses = {}
+    config.beta = 0.0
+    for delta in (None, 5.0):
+        config.delta = delta
+        losses[delta] = float(group_loss(PackedForward(model, model), groups, config, groups.num_items).loss)
+    assert losses[5.0] == pytest.approx(5.0)
+    assert losses[None] == pytest.approx(math.exp(4), rel=1e-4)

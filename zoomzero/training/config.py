@@ -34,7 +34,6 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("multi_objective_aggregation", "sum_then_normalize", "choose advantage_normalize instead"),
     ("scale_rewards", "group", "choose advantage_normalize instead"),
     ("importance_sampling_level", "token", "advantages differ by token"),
-    ("delta", None, "use epsilon and epsilon_high"),
     ("top_entropy_quantile", 1.0, "every token of a response is trained"),
     ("entropy_coef", 0.0, "the loss has no entropy bonus"),
     ("use_adaptive_entropy", False, "the loss has no entropy bonus"),

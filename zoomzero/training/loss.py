@@ -36,6 +36,7 @@ def group_loss(
             beta=config.beta,
             clip_low=config.epsilon,
             clip_high=config.epsilon_high,
+            delta=config.delta,
             sapo_temperature_pos=config.sapo_temperature_pos,
             sapo_temperature_neg=config.sapo_temperature_neg,
             loss_type=config.loss_type,
