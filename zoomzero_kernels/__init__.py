@@ -1,7 +1,7 @@
 """Kernels of Zoom-Zero: video resampling and token-selective GRPO losses for PyTorch.
 
 Every op lives in a module of its own name, registers itself with torch.library under ``zoomzero::`` and has a
-plain-torch truth of the same name in ``zoomzero_kernels.reference``.
+plain-torch truth of the same name in ``zoomzero_kernels.reference``. NumPy, CuPy and JAX arrays may stand for tensors.
 """
 
 # build_info comes first: it imports torch, whose libgomp the native module shares, and says so where none was built.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C, native
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import require_cuda_build, values_are_checked
 
 # Sides beyond this are no video frames, and it keeps every product of the kernels' 32-bit factors inside 64 bits.
@@ -20,6 +21,7 @@ _OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LAYOUTS = ("patches", "tchw")
 
 
+@takes_arrays
 def frame_resample(
     frames: Tensor,
     frame_indices: Tensor | None = None,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import (
@@ -136,6 +137,7 @@ def _check_inplace(logits: Tensor) -> None:
         reach += (size - 1) * stride
 
 
+@takes_arrays
 def grpo_loss(
     logits: Tensor,
     token_ids: Tensor,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
 from zoomzero_kernels.policy import head, rows
@@ -106,6 +107,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
 _linear_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
+@takes_arrays
 def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,

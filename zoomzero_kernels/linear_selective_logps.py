@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids
 from zoomzero_kernels.policy import head, rows
 from zoomzero_kernels.policy.options import LogpOutputs, LogpSlopes, LogpStatistics, check_temperature
@@ -117,6 +118,7 @@ def masked_linear_logps(
     return logps, entropy
 
 
+@takes_arrays
 def linear_selective_logps(
     hidden: Tensor,
     weight: Tensor,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import (
@@ -84,6 +85,7 @@ def masked_logps(op: str, logits: Tensor, token_ids: Tensor, mask: Tensor, tempe
     return logps, entropy
 
 
+@takes_arrays
 def selective_logps(
     logits: Tensor, token_ids: Tensor, *, temperature: float = 1.0, with_entropy: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.attention import flash, merged
 from zoomzero_kernels.attention.blocks import blocks_of
 
@@ -87,6 +88,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, 
 _shared_prefix_attention.register_autograd(_backward, setup_context=_setup_context)
 
 
+@takes_arrays
 def shared_prefix_attention(
     query: Tensor,
     key: Tensor,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C, native
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import check_device, check_mask, checked_mask, describe, values_are_checked
 from zoomzero_kernels.triton_kernels import launch
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
@@ -129,6 +130,7 @@ def _token_advantages_fake(rewards: Tensor, segments: Tensor, *_: Any) -> Tensor
     return segments.new_empty(segments.shape, dtype=torch.float32)
 
 
+@takes_arrays
 def token_advantages(
     rewards: Tensor,
     segments: Tensor,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C, native
+from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import require_cuda_build
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -17,6 +18,7 @@ _MAX_SIDE = 32_768
 _kept_for_graphs: list[Tensor] = []
 
 
+@takes_arrays
 def token_resample(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tensor:
     """Average every temporal slice of visual tokens down (or up) to a grid of its own.
 

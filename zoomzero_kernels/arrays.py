@@ -1,0 +1,53 @@
+"""Arrays of other libraries: ops take what offers DLPack (NumPy, CuPy, JAX) without a copy, and answer in kind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def takes_arrays(op: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Let an op take DLPack producers in place of tensors.
+
+    They are taken over without a copy (the protocol hands the producer's stream over), and results are given to the
+    library of the first array among the arguments, unless that is a tensor. Arrays carry no gradients: whoever wants
+    them passes tensors.
+    """
+
+    @functools.wraps(op)
+    def taking(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        given = (*arguments, *options.values())
+        if not any(_is_array(value) for value in given):
+            return op(*arguments, **options)
+        first = next(value for value in given if isinstance(value, Tensor) or _is_array(value))
+        result = cast(Callable[..., Any], op)(
+            *(_as_tensor(value) for value in arguments), **{name: _as_tensor(value) for name, value in options.items()}
+        )
+        return result if isinstance(first, Tensor) else _in_kind(result, first)
+
+    return taking
+
+
+def _is_array(value: object) -> bool:
+    return not isinstance(value, Tensor) and hasattr(value, "__dlpack__")
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.from_dlpack(value) if _is_array(value) else value
+
+
+def _in_kind(result: Any, like: Any) -> Any:
+    """Tensors in `result`, a tensor or a (named) tuple of them, as arrays of the library of `like`."""
+    if isinstance(result, tuple):
+        parts = (_in_kind(part, like) for part in result)
+        return type(result)(*parts) if hasattr(result, "_fields") else tuple(parts)
+    library = np if isinstance(like, np.ndarray) else like.__array_namespace__()
+    return library.from_dlpack(result.detach())
