@@ -17,7 +17,7 @@ from zoomzero_kernels.checks import (
     describe,
     values_are_checked,
 )
-from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, masked_mean, token_weights
+from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, token_weights
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 # Maps from the ratio to the loss of a token, as numbers for the kernels; 0 is the clipped one of all other loss types.
@@ -177,9 +177,10 @@ def check_options(op: str, options: PolicyOptions) -> None:
 def loss_output(
     loss: Tensor, logps: Tensor, entropy: Tensor, kl: Tensor, clipped: Tensor, mask: Tensor
 ) -> GRPOLossOutput:
-    """The loss with the results of its tokens, as RowOutputs holds them."""
-    low, high = (masked_mean(flag.to(clipped.dtype), mask) for flag in (clipped < 0, clipped > 0))
-    return GRPOLossOutput(loss, logps, entropy, masked_mean(kl, mask), low + high, low, high)
+    """The loss with the results of its tokens, as RowOutputs holds them: 0 on masked tokens, means over the others."""
+    num_valid = mask.ne(0).sum().clamp(min=1).to(clipped.dtype)
+    low, high = (clipped < 0).sum() / num_valid, (clipped > 0).sum() / num_valid
+    return GRPOLossOutput(loss, logps, entropy, kl.sum() / num_valid, low + high, low, high)
 
 
 def check_temperature(op: str, temperature: float) -> None:

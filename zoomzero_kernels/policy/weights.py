@@ -69,8 +69,3 @@ def token_weights(mask: Tensor, normaliser: Normaliser, dtype: torch.dtype = tor
             return valid / num_items.to(device=mask.device, dtype=dtype).clamp(min=1.0)
         return valid / max(float(num_items), 1.0)
     return valid / valid.sum().clamp(min=1.0)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of [B, T] values, already 0 on masked tokens, over the valid tokens; 0 when there is none."""
-    return values.sum() / mask.ne(0).sum().clamp(min=1)
