@@ -52,7 +52,7 @@ def describe(tensor: Tensor) -> str:
 
 
 def check_token_tensor(op: str, name: str, tensor: Tensor, shape: tuple[int, int], like: Tensor) -> None:
-    """Demand a tensor of one value a token on the device of ``like``."""
+    """Demand a tensor of one value per token on the device of ``like``."""
     if tuple(tensor.shape) != shape:
         raise ValueError(
             f"{op}: {name} must be [B, T] = {list(shape)}, got {describe(tensor)}; align it with token_ids"

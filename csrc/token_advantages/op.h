@@ -3,7 +3,7 @@
 // Problem: advantages [B, T] from rewards [B, R], credit [R, S], segments [B, T] and groups of responses. The reward of
 // a token depends on its response and segment alone, so the statistics of a group follow from the counts of valid
 // tokens by response and segment. Parallelisation: counting and writing over responses; the statistics of groups are
-// small. Memory traffic: mask and segments are read twice (2 bytes a token each time), advantages written once (4
+// small. Memory traffic: mask and segments are read twice (2 bytes per token each time), advantages written once (4
 // bytes).
 #pragma once
 

@@ -50,7 +50,7 @@ Build = Callable[..., ZoomZeroTrainer]
 
 @pytest.fixture
 def build(model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path) -> Build:
-    """A trainer of two groups of four short rollouts a step; keyword arguments change the settings."""
+    """A trainer of two groups of four short rollouts per step; keyword arguments change the settings."""
 
     def make(**changes: Any) -> ZoomZeroTrainer:
         settings = {

@@ -42,7 +42,7 @@ def processor() -> VideoInputs:
 
 @pytest.fixture
 def build(processor: VideoInputs, tmp_path: Path) -> Build:
-    """A trainer of one group of four short rollouts a step, in the rows' order; keyword arguments change that."""
+    """A trainer of one group of four short rollouts per step, in the rows' order; keyword arguments change that."""
 
     def make(train_dataset: list[Row], **changes: Any) -> ZoomZeroTrainer:
         settings = {
@@ -145,7 +145,7 @@ def test_an_unreadable_group_leaves_the_batch_as_if_it_had_not_been_there(
 def test_training_goes_on_when_all_videos_of_a_batch_are_unreadable(
     build: Build, rows: list[Row], broken: list[Row], tmp_path: Path, loss_type: str
 ) -> None:
-    """Two micro-batches a step: one good step, one with an empty micro-batch, one without any group, then again."""
+    """Two micro-batches per step: one good step, one with an empty micro-batch, one without any group, then again."""
     data = [rows[0], rows[1], rows[4], broken[0], *broken]
     trainer = build(data, gradient_accumulation_steps=2, max_steps=6, loss_type=loss_type)
     trainer.train()

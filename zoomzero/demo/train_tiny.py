@@ -5,7 +5,7 @@ Three stages, about a quarter of an hour on one CPU core:
 0. The vision tower learns to read, with one linear head a question: which colour is in this token, which letter.
 1. The language model learns both passes by imitation, on cached features of the frozen tower: coarse frames -> answer
    and span, zoomed frames -> letter. This is the checkpoint "tight".
-2. A few more steps on spans padded by up to four seconds a side: the checkpoint "start". It names spans that are too
+2. A few more steps on spans padded by up to four seconds per side: the checkpoint "start". It names spans that are too
    wide on purpose, which is what reinforcement learning can then mend. The package carries it.
 """
 

@@ -68,7 +68,7 @@ def make_clips(
         count: number of clips.
         seed: seed of the set.
         size: side of the square frames in pixels, a multiple of 64 (64 or 448 are usual).
-        fps: frames a second, at least 4.
+        fps: frames per second, at least 4.
         duration: length in seconds, at least 16 a sign appearance.
         appearances: fewest and most intervals in which each sign is shown; (1, 1) is the easy set, (2, 3) with
             duration=300 the hard one.

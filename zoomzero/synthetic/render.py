@@ -92,7 +92,7 @@ def draw_frames(spec: ClipSpec) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(spec.seed)
     scale = spec.size / CANVAS
     texture = _periodic_texture(rng, spec.size)
-    velocity = rng.uniform(-1.5, 1.5, size=2) * scale  # pixels a second
+    velocity = rng.uniform(-1.5, 1.5, size=2) * scale  # pixels per second
     blobs = _Blobs(rng, scale)
     sprites = [(sign, _sign_sprite(sign, scale)) for sign in spec.signs]
     for frame_index in range(spec.num_frames):
