@@ -181,7 +181,7 @@ def token_advantages(
         raise ValueError(f"{_OP}: eps must be finite and >= 0, got {eps}; the default is 1e-6")
     if rewards.dim() != 2 or not rewards.dtype.is_floating_point:
         raise ValueError(
-            f"{_OP}: rewards must be floating point [B, R], got {describe(rewards)}; stack one column a reward"
+            f"{_OP}: rewards must be floating point [B, R], got {describe(rewards)}; stack one column per reward"
         )
     if segments.dim() != 2 or segments.dtype != torch.uint8 or segments.shape[0] != rewards.shape[0]:
         raise ValueError(
@@ -191,7 +191,7 @@ def token_advantages(
     if credit.dim() != 2 or credit.shape[0] != rewards.shape[1] or not 1 <= credit.shape[1] <= 256:
         raise ValueError(
             f"{_OP}: credit must be [R, S] with R = {rewards.shape[1]} and S in 1..256, got {describe(credit)}; "
-            "give one row a reward"
+            "give one row per reward"
         )
     if not credit.dtype.is_floating_point:
         raise TypeError(f"{_OP}: credit must be floating point, got {describe(credit)}; convert with .float()")
