@@ -132,17 +132,23 @@ def test_a_decoder_that_makes_progress_lives(tmp_path: Path, clip: Path) -> None
     """A far frame of a long group of pictures, and many packets: more time than the limit, but signs of life."""
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 255, (360, 640, 3), dtype=np.uint8) for _ in range(8)]
-    far = write_pictures(tmp_path / "far.mp4", "libx264", [noise[i % 8] for i in range(200)], gop=200)
-    many = mux_copy([clip] * 300, tmp_path / "many.mkv")
+    far = write_pictures(
+        tmp_path / "far.mp4",
+        "libx264",
+        [noise[i % 8] for i in range(300)],
+        gop=300,
+        options={"x264-params": "scenecut=0"},
+    )
+    many = mux_copy([clip] * 800, tmp_path / "many.mkv")
     limit = 2.0
     with open_video(far, time_limit=limit, num_decoders=1, num_threads=1) as video:
         process = process_of(video)
         with slowed_down(process, pause_seconds=0.3, run_seconds=0.03):
             begin = time.monotonic()
-            video.frames_at([6.6])
+            video.frames_at([2.9])
             decoded = time.monotonic()
             with open_video(many, time_limit=limit, num_decoders=1) as other:
-                assert other.num_frames == 300 * 120
+                assert other.num_frames == 800 * 120
                 assert process_of(other) == process
             scanned = time.monotonic()
         assert decoded - begin > limit
