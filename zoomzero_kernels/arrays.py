@@ -24,6 +24,9 @@ def takes_arrays(op: Callable[Parameters, Result]) -> Callable[Parameters, Resul
 
     @functools.wraps(op)
     def taking(*arguments: Parameters.args, **options: Parameters.kwargs) -> Result:
+        # Compiled code traces tensors only, and cannot ask a symbolic number for attributes.
+        if torch.compiler.is_compiling():
+            return op(*arguments, **options)
         given = (*arguments, *options.values())
         if not any(_is_array(value) for value in given):
             return op(*arguments, **options)
