@@ -82,27 +82,32 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def _possible_way(capability: tuple[int, int]) -> str | None:
+    embedded = embedded_architecture(capability) is not None
+    if embedded and (option() == "embedded" or not _has_triton()):
+        return "embedded"
+    return "jit" if _has_triton() else None
+
+
 def way(capability: tuple[int, int]) -> str:
     """How kernels are launched on a GPU of this compute capability: "jit" or "embedded".
 
     Raises:
         RuntimeError: neither way is possible.
     """
-    wanted = option()
-    embedded = embedded_architecture(capability) is not None
-    if embedded and (wanted == "embedded" or not _has_triton()):
-        return "embedded"
-    if _has_triton():
-        return "jit"
-    raise RuntimeError(
-        f"zoomzero_kernels: a GPU of compute capability {capability[0]}.{capability[1]} needs Triton, which is not "
-        f"installed, or kernels embedded for it, got them for {list(embedded_architectures())}; `pip install triton`"
-    )
+    possible = _possible_way(capability)
+    if possible is None:
+        usable = [] if driver.too_old_for_the_build() else list(embedded_architectures())
+        raise RuntimeError(
+            f"zoomzero_kernels: a GPU of compute capability {capability[0]}.{capability[1]} needs Triton, which is not "
+            f"installed, or kernels embedded for it that the driver runs, got them for {usable}; `pip install triton`"
+        )
+    return possible
 
 
 def table() -> dict[str, str]:
-    """How kernels are launched, by architecture: the embedded ones and "other"."""
-    ways = {f"sm_{arch}": way(divmod(arch, 10)) for arch in embedded_architectures()}
+    """How kernels are launched, by architecture: the embedded ones and "other"; "none" where no way is possible."""
+    ways = {f"sm_{arch}": _possible_way(divmod(arch, 10)) or "none" for arch in embedded_architectures()}
     return {**ways, "other": "jit" if _has_triton() else "none"}
 
 
