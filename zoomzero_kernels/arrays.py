@@ -1,4 +1,4 @@
-"""Arrays of other libraries: ops take what offers DLPack (NumPy, CuPy, JAX) without a copy, and answer in kind."""
+"""Arrays of other libraries: ops take what offers DLPack without a copy, and answer in kind. Tested with NumPy."""
 
 from __future__ import annotations
 
