@@ -20,29 +20,17 @@ from torch import Tensor
 
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.attention import flash, merged
-from zoomzero_kernels.attention.blocks import blocks_of
+from zoomzero_kernels.attention.blocks import Inputs, Results, blocks_of, flat_layout
 
 _OP = "shared_prefix_attention"
 
 
-def _nested(branch_lengths: Sequence[int], branch_counts: Sequence[int]) -> list[list[int]]:
-    lengths = iter(branch_lengths)
-    return [[next(lengths) for _ in range(count)] for count in branch_counts]
-
-
+# layout: see `flat_layout`.
 @torch.library.custom_op("zoomzero::shared_prefix_attention", mutates_args=())
 def _shared_prefix_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    prefix_lengths: Sequence[int],
-    branch_lengths: Sequence[int],
-    branch_counts: Sequence[int],
-    groups_per_row: Sequence[int],
-    scale: float,
+    query: Tensor, key: Tensor, value: Tensor, layout: Sequence[int], scale: float
 ) -> tuple[Tensor, Tensor]:
-    blocks = blocks_of(prefix_lengths, _nested(branch_lengths, branch_counts), groups_per_row)
-    return merged.forward(flash.kernel_for(query), query, key, value, blocks, scale)
+    return merged.forward(flash.kernel_for(query), Inputs(query, key, value, scale), blocks_of(layout))
 
 
 @_shared_prefix_attention.register_fake
@@ -58,14 +46,11 @@ def _shared_prefix_attention_backward(
     value: Tensor,
     out: Tensor,
     sums: Tensor,
-    prefix_lengths: Sequence[int],
-    branch_lengths: Sequence[int],
-    branch_counts: Sequence[int],
-    groups_per_row: Sequence[int],
+    layout: Sequence[int],
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    blocks = blocks_of(prefix_lengths, _nested(branch_lengths, branch_counts), groups_per_row)
-    return merged.backward(flash.kernel_for(query), grad, query, key, value, out, sums, blocks, scale)
+    inputs, results = Inputs(query, key, value, scale), Results(grad, out, sums)
+    return merged.backward(flash.kernel_for(query), inputs, results, blocks_of(layout))
 
 
 @_shared_prefix_attention_backward.register_fake
@@ -138,10 +123,7 @@ def shared_prefix_attention(
         query,
         key,
         value,
-        list(prefix_lengths),
-        [length for branches in branch_lengths for length in branches],
-        [len(branches) for branches in branch_lengths],
-        list(groups_per_row),
+        flat_layout(prefix_lengths, branch_lengths, groups_per_row),
         query.shape[-1] ** -0.5 if scale is None else float(scale),
     )
     return out

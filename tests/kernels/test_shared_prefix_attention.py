@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoomzero_kernels import build_info, reference, shared_prefix_attention
 from zoomzero_kernels.attention import eager, flash, merged
-from zoomzero_kernels.attention.blocks import Block, Kernel, blocks_of
+from zoomzero_kernels.attention.blocks import Block, Inputs, Kernel, Results, blocks_of, flat_layout
 from zoomzero_kernels.attention.eager import EagerKernel
 from zoomzero_kernels.attention.flash import CpuFlashKernel, RaggedFlashKernel
 
@@ -84,8 +84,9 @@ def ragged_ops() -> Iterator[None]:
         windows = zip(starts.unfold(0, 2, 1).tolist(), key_starts.unfold(0, 2, 1).tolist(), strict=True)
         for (start, end), (first, last) in windows:
             block = Block(0, start, end - start, first, last - first)
-            rows = [tensor.transpose(0, 1)[None] for tensor in (grad, q, k, v, out)]
-            (_, *parts), *_ = kernel.backward(*rows, sums[None], [block], causal, scale)
+            grads_and_out, inputs = ([x.transpose(0, 1)[None] for x in part] for part in ((grad, out), (q, k, v)))
+            results = Results(*grads_and_out, sums[None])
+            (_, *parts), *_ = kernel.backward(Inputs(*inputs, scale), results, [block], causal)
             for whole, part, place in zip(
                 grads, parts, (slice(start, end), slice(first, last), slice(first, last)), strict=True
             ):
@@ -225,12 +226,11 @@ def test_gradcheck() -> None:
 
 def test_opcheck_and_compile() -> None:
     query, key, value = (tensor.float().requires_grad_() for tensor in make_tensors())
-    flat, counts = [length for row in BRANCHES for length in row], [len(row) for row in BRANCHES]
     for tensors in (
         (query, key, value),
         [x.detach().transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)],
     ):
-        arguments = (*tensors, PREFIXES, flat, counts, [1, 1, 1], 0.3)
+        arguments = (*tensors, flat_layout(PREFIXES, BRANCHES, [1, 1, 1]), 0.3)
         torch.library.opcheck(torch.ops.zoomzero.shared_prefix_attention.default, arguments)
 
     def total(*tensors: Tensor, lengths: list[int]) -> Tensor:
@@ -274,10 +274,10 @@ class LargestTensor(TorchDispatchMode):
 def test_holds_nothing_quadratic_and_repeats_no_keys(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "_MAX_SCORES", 1 << 14)
     tensors = [tensor.float() for tensor in make_tensors((8, 1), 4, 1, 1500)]
-    blocks = blocks_of([1100], [[100] * 4], [1])
+    inputs, blocks = Inputs(*tensors, 0.5), blocks_of([1, 1100, 4, *[100] * 4])
     with LargestTensor() as largest:
-        out, sums = merged.forward(kernel, *tensors, blocks, 0.5)
-        merged.backward(kernel, torch.ones_like(out), *tensors, out, sums, blocks, 0.5)
+        out, sums = merged.forward(kernel, inputs, blocks)
+        merged.backward(kernel, inputs, Results(torch.ones_like(out), out, sums), blocks)
     assert largest.elements <= tensors[0].numel()
 
 

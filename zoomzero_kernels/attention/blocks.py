@@ -50,21 +50,32 @@ class Blocks(NamedTuple):
     shared: list[Block]
 
 
-def blocks_of(
+def flat_layout(
     prefix_lengths: Sequence[int], branch_lengths: Sequence[Sequence[int]], groups_per_row: Sequence[int]
-) -> Blocks:
-    """The blocks of all groups; neighbouring branches of one length share an own block.
+) -> list[int]:
+    """The groups of all rows as one list of numbers, which an op's schema can take.
 
-    groups_per_row: how many groups lie one after the other in each packed row.
+    For each row its number of groups, and for each group its prefix length, its number of branches, and their lengths.
     """
+    layout: list[int] = []
+    groups = zip(prefix_lengths, branch_lengths, strict=True)
+    for num_groups in groups_per_row:
+        layout.append(num_groups)
+        for prefix, branches in islice(groups, num_groups):
+            layout += [prefix, len(branches), *branches]
+    return layout
+
+
+def blocks_of(layout: Sequence[int]) -> Blocks:
+    """The blocks of all groups of a `flat_layout`; neighbouring branches of one length share an own block."""
     own: list[Block] = []
     shared: list[Block] = []
-    groups = zip(prefix_lengths, branch_lengths, strict=True)
-    for row, num_groups in enumerate(groups_per_row):
+    numbers = iter(layout)
+    for row, num_groups in enumerate(numbers):
         place = 0
-        for prefix, branches in islice(groups, num_groups):
-            first = place
-            for length, run in chain([(prefix, [prefix])], groupby(branches)):
+        for _ in range(num_groups):
+            first, prefix, num_branches = place, next(numbers), next(numbers)
+            for length, run in chain([(prefix, [prefix])], groupby(islice(numbers, num_branches))):
                 num_windows = len(list(run))
                 if length:
                     own.append(Block(row, place, length, place, length, num_windows))
@@ -75,30 +86,44 @@ def blocks_of(
     return Blocks(own, shared)
 
 
+class Inputs(NamedTuple):
+    """query [P, H, L, D]; key and value [P, Hkv, L, D], H a multiple of Hkv; scale: factor of the scores."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scale: float
+
+    def of(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of a block's queries, keys and values."""
+        return block.of_queries(self.query), block.of_keys(self.key), block.of_keys(self.value)
+
+
+class Results(NamedTuple):
+    """What a backward pass is given: out [P, H, L, D], its gradient, and the log-sum-exp [P, H, L] of the scores.
+
+    Those of a query are over ALL keys that it sees, in whichever blocks: the gradient of a softmax over several blocks
+    of keys is the sum of the blocks' own with these.
+    """
+
+    grad: Tensor
+    out: Tensor
+    logsumexp: Tensor
+
+    def of(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Views of a block's queries in all three."""
+        return block.of_queries(self.grad), block.of_queries(self.out), block.of_queries(self.logsumexp)
+
+
 class Kernel(Protocol):
-    """Computes blocks of one kind. query [P, H, L, D], key and value [P, Hkv, L, D], H a multiple of Hkv."""
+    """Computes blocks of one kind, with or without a causal mask."""
 
     name: str
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], causal: bool, scale: float
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def forward(self, inputs: Inputs, blocks: Sequence[Block], causal: bool) -> Iterator[tuple[Block, Tensor, Tensor]]:
         """Yield (block, its output, the log-sum-exp of its scores), in the shape of `Block.of_queries`."""
 
     def backward(
-        self,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        blocks: Sequence[Block],
-        causal: bool,
-        scale: float,
+        self, inputs: Inputs, results: Results, blocks: Sequence[Block], causal: bool
     ) -> Iterator[tuple[Block, Tensor, Tensor, Tensor]]:
-        """Yield (block, gradients of its queries, keys and values).
-
-        out [P, H, L, D] and logsumexp [P, H, L] are those over ALL keys that a query sees, in whichever blocks: the
-        gradient of a softmax over several blocks of keys is the sum of the blocks' own with these two.
-        """
+        """Yield (block, gradients of its queries, keys and values)."""

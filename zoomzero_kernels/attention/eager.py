@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.attention.blocks import Block
+from zoomzero_kernels.attention.blocks import Block, Inputs, Results
 
 _MAX_SCORES = 1 << 24  # 64 MB of float32 at a time
 
@@ -21,47 +21,38 @@ class EagerKernel:
 
     name = "eager"
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], causal: bool, scale: float
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def forward(self, inputs: Inputs, blocks: Sequence[Block], causal: bool) -> Iterator[tuple[Block, Tensor, Tensor]]:
         for block in blocks:
-            q, k, v = block.of_queries(query), _wide(block.of_keys(key)), _wide(block.of_keys(value))
+            query, *keys = inputs.of(block)
+            key, value = map(_wide, keys)
             outs, sums = [], []
-            for rows in _chunks(block, q.shape[1]):
-                part = _fold(_wide(q[:, :, rows]), k.shape[1])
-                scores = _scores(part, k, rows, causal, scale)
+            for rows in _chunks(block, query.shape[1]):
+                part = _fold(_wide(query[:, :, rows]), key.shape[1])
+                scores = _scores(part, key, rows, causal, inputs.scale)
                 total = scores.logsumexp(-1)
-                outs.append(_unfold((scores - total[..., None]).exp() @ v, q.shape[1]).to(query.dtype))
-                sums.append(_unfold(total[..., None], q.shape[1])[..., 0])
+                outs.append(_unfold((scores - total[..., None]).exp() @ value, query.shape[1]).to(query.dtype))
+                sums.append(_unfold(total[..., None], query.shape[1])[..., 0])
             yield block, torch.cat(outs, dim=2), torch.cat(sums, dim=2)
 
     def backward(
-        self,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        blocks: Sequence[Block],
-        causal: bool,
-        scale: float,
+        self, inputs: Inputs, results: Results, blocks: Sequence[Block], causal: bool
     ) -> Iterator[tuple[Block, Tensor, Tensor, Tensor]]:
         for block in blocks:
-            q, g, o = (block.of_queries(tensor) for tensor in (query, grad, out))
-            k, v, sums = _wide(block.of_keys(key)), _wide(block.of_keys(value)), block.of_queries(logsumexp)
-            heads, key_heads = q.shape[1], k.shape[1]
+            query, *keys = inputs.of(block)
+            key, value = map(_wide, keys)
+            grad, out, sums = results.of(block)
+            heads, key_heads = query.shape[1], key.shape[1]
             grad_query = []
-            grad_key, grad_value = torch.zeros_like(k), torch.zeros_like(v)
+            grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
             for rows in _chunks(block, heads):
-                part, slope, output = (_fold(_wide(tensor[:, :, rows]), key_heads) for tensor in (q, g, o))
+                part, slope, output = (_fold(_wide(tensor[:, :, rows]), key_heads) for tensor in (query, grad, out))
                 total = _fold(sums[:, :, rows, None], key_heads)
-                weights = (_scores(part, k, rows, causal, scale) - total).exp()
+                weights = (_scores(part, key, rows, causal, inputs.scale) - total).exp()
                 grad_value += weights.mT @ slope
-                change = weights * (slope @ v.mT - (slope * output).sum(-1, keepdim=True)) * scale
+                change = weights * (slope @ value.mT - (slope * output).sum(-1, keepdim=True)) * inputs.scale
                 grad_key += change.mT @ part
-                grad_query.append(_unfold(change @ k, heads).to(query.dtype))
-            yield block, torch.cat(grad_query, dim=2), grad_key.to(key.dtype), grad_value.to(value.dtype)
+                grad_query.append(_unfold(change @ key, heads).to(query.dtype))
+            yield block, torch.cat(grad_query, dim=2), grad_key.to(query.dtype), grad_value.to(query.dtype)
 
 
 def _wide(tensor: Tensor) -> Tensor:

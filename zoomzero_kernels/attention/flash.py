@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.attention.blocks import Block, Kernel
+from zoomzero_kernels.attention.blocks import Block, Inputs, Kernel, Results
 from zoomzero_kernels.attention.eager import EagerKernel
 
 
@@ -53,42 +53,18 @@ class CpuFlashKernel:
 
     name = "flash"
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], causal: bool, scale: float
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def forward(self, inputs: Inputs, blocks: Sequence[Block], causal: bool) -> Iterator[tuple[Block, Tensor, Tensor]]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         for block in blocks:
-            out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                block.of_queries(query), block.of_keys(key), block.of_keys(value), 0.0, causal, scale=scale
-            )
-            yield block, out, logsumexp
+            yield block, *flash(*inputs.of(block), 0.0, causal, scale=inputs.scale)
 
     def backward(
-        self,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        blocks: Sequence[Block],
-        causal: bool,
-        scale: float,
+        self, inputs: Inputs, results: Results, blocks: Sequence[Block], causal: bool
     ) -> Iterator[tuple[Block, Tensor, Tensor, Tensor]]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for block in blocks:
-            yield (
-                block,
-                *torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                    block.of_queries(grad),
-                    block.of_queries(query),
-                    block.of_keys(key),
-                    block.of_keys(value),
-                    block.of_queries(out),
-                    block.of_queries(logsumexp),
-                    0.0,
-                    causal,
-                    scale=scale,
-                ),
-            )
+            grad, *known = results.of(block)
+            yield block, *flash(grad, *inputs.of(block), *known, 0.0, causal, scale=inputs.scale)
 
 
 class RaggedFlashKernel:
@@ -100,86 +76,85 @@ class RaggedFlashKernel:
 
     name = "flash"
 
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[Block], causal: bool, scale: float
-    ) -> Iterator[tuple[Block, Tensor, Tensor]]:
+    def forward(self, inputs: Inputs, blocks: Sequence[Block], causal: bool) -> Iterator[tuple[Block, Tensor, Tensor]]:
         if not blocks:
             return
-        queries, sizes = _of_queries(blocks)
-        keys, _ = _of_keys(blocks)
+        spans = _spans(blocks)
         out, logsumexp, *_ = torch.ops.aten._flash_attention_forward(
-            _joined(query, queries),
-            _joined(key, keys),
-            _joined(value, keys),
-            *_offsets(blocks, query.device),
-            0.0,
-            causal,
-            False,
-            scale=scale,
+            *_tokens(inputs, spans), *_offsets(blocks, inputs.query.device), 0.0, causal, False, scale=inputs.scale
         )
+        sizes = spans.queries.sizes
         for block, part, sums in zip(blocks, out.split(sizes), logsumexp.split(sizes, dim=1), strict=True):
             yield block, _separated(part, block.num_windows), sums.unflatten(1, (block.num_windows, -1)).transpose(0, 1)
 
     def backward(
-        self,
-        grad: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        out: Tensor,
-        logsumexp: Tensor,
-        blocks: Sequence[Block],
-        causal: bool,
-        scale: float,
+        self, inputs: Inputs, results: Results, blocks: Sequence[Block], causal: bool
     ) -> Iterator[tuple[Block, Tensor, Tensor, Tensor]]:
         if not blocks:
             return
-        queries, query_sizes = _of_queries(blocks)
-        keys, key_sizes = _of_keys(blocks)
+        spans = _spans(blocks)
         # Without dropout the state of the random numbers is not read.
-        unused = torch.empty(2, dtype=torch.int64, device=query.device)
+        unused = torch.empty(2, dtype=torch.int64, device=inputs.query.device)
         gradients = torch.ops.aten._flash_attention_backward(
-            _joined(grad, queries),
-            _joined(query, queries),
-            _joined(key, keys),
-            _joined(value, keys),
-            _joined(out, queries),
-            _joined(logsumexp, queries).t().contiguous(),
-            *_offsets(blocks, query.device),
+            spans.queries.joined(results.grad),
+            *_tokens(inputs, spans),
+            spans.queries.joined(results.out),
+            spans.queries.joined(results.logsumexp).t().contiguous(),
+            *_offsets(blocks, inputs.query.device),
             0.0,
             causal,
             unused,
             unused,
-            scale=scale,
+            scale=inputs.scale,
         )
-        split = [part.split(sizes) for part, sizes in zip(gradients, (query_sizes, key_sizes, key_sizes), strict=True)]
+        sides = (spans.queries, spans.keys, spans.keys)
+        split = [part.split(side.sizes) for part, side in zip(gradients, sides, strict=True)]
         for block, *parts in zip(blocks, *split, strict=True):
             grad_query, grad_key, grad_value = (_separated(part, block.num_windows) for part in parts)
             yield block, grad_query, grad_key, grad_value
 
 
-def _of_queries(blocks: Sequence[Block]) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """The places (row, start, length) of the blocks' queries, and how many each block has."""
-    places = [(block.row, block.query_start, block.num_windows * block.query_length) for block in blocks]
-    return places, [length for _, _, length in places]
+class _Spans(NamedTuple):
+    """The places of blocks in packed rows. starts: (row, first token) of each; sizes: tokens of each."""
+
+    starts: list[tuple[int, int]]
+    sizes: list[int]
+
+    def joined(self, tensor: Tensor) -> Tensor:
+        """The places of tensor [P, H, L, ...] one after the other: [tokens, H, ...], a view where they are neighbours."""
+        runs: list[tuple[int, int, int]] = []
+        for (row, start), size in zip(self.starts, self.sizes, strict=True):
+            if runs and (runs[-1][0], sum(runs[-1][1:])) == (row, start):
+                runs[-1] = (row, runs[-1][1], runs[-1][2] + size)
+            else:
+                runs.append((row, start, size))
+        pieces = [tensor[row].transpose(0, 1).narrow(0, start, size) for row, start, size in runs]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _of_keys(blocks: Sequence[Block]) -> tuple[list[tuple[int, int, int]], list[int]]:
-    """As `_of_queries`, of the keys."""
-    places = [(block.row, block.key_start, block.num_windows * block.key_length) for block in blocks]
-    return places, [length for _, _, length in places]
+class _Sides(NamedTuple):
+    """The places of the blocks' queries and of their keys."""
+
+    queries: _Spans
+    keys: _Spans
 
 
-def _joined(tensor: Tensor, places: Sequence[tuple[int, int, int]]) -> Tensor:
-    """The places of tensor [P, H, L, ...] one after the other, [tokens, H, ...]: a view where they are neighbours."""
-    runs: list[tuple[int, int, int]] = []
-    for row, start, length in places:
-        if runs and (runs[-1][0], sum(runs[-1][1:])) == (row, start):
-            runs[-1] = (row, runs[-1][1], runs[-1][2] + length)
-        else:
-            runs.append((row, start, length))
-    pieces = [tensor[row].transpose(0, 1).narrow(0, start, length) for row, start, length in runs]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+def _spans(blocks: Sequence[Block]) -> _Sides:
+    return _Sides(
+        _Spans(
+            [(block.row, block.query_start) for block in blocks],
+            [block.num_windows * block.query_length for block in blocks],
+        ),
+        _Spans(
+            [(block.row, block.key_start) for block in blocks],
+            [block.num_windows * block.key_length for block in blocks],
+        ),
+    )
+
+
+def _tokens(inputs: Inputs, spans: _Sides) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of all blocks, as ragged flash takes them."""
+    return spans.queries.joined(inputs.query), spans.keys.joined(inputs.key), spans.keys.joined(inputs.value)
 
 
 def _separated(tokens: Tensor, count: int) -> Tensor:
@@ -259,8 +234,9 @@ def _groups_heads() -> bool:
     key, block = query[:, :1], Block(0, 0, 2, 0, 2)
 
     def results(kernel: Kernel) -> list[Tensor]:
-        (_, out, sums), *_ = kernel.forward(query, key, key, [block], True, 1.0)
-        (_, *grads), *_ = kernel.backward(query, query, key, key, out, sums, [block], True, 1.0)
+        inputs = Inputs(query, key, key, 1.0)
+        (_, out, sums), *_ = kernel.forward(inputs, [block], True)
+        (_, *grads), *_ = kernel.backward(inputs, Results(query, out, sums), [block], True)
         return [out, sums, *grads]
 
     try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.attention.blocks import Block, Blocks, Kernel
+from zoomzero_kernels.attention.blocks import Block, Blocks, Inputs, Kernel, Results
 
 
 def sums_dtype(query: Tensor) -> torch.dtype:
@@ -24,17 +24,18 @@ def like_tokens(tensor: Tensor) -> Tensor:
     return tensor.new_zeros([tensor.shape[axis] for axis in (0, 2, 1, 3)]).transpose(1, 2)
 
 
-def forward(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(kernel: Kernel, inputs: Inputs, blocks: Blocks) -> tuple[Tensor, Tensor]:
     """Output [P, H, L, D] and log-sum-exp [P, H, L]; 0 outside of the blocks."""
-    query, key, value = (_readable(tensor) for tensor in (query, key, value))
-    out, sums = like_tokens(query), query.new_zeros(query.shape[:3], dtype=sums_dtype(query))
-    for block, part, part_sums in kernel.forward(query, key, value, blocks.own, True, scale):
+    inputs = _readable_inputs(inputs)
+    out, sums = (
+        like_tokens(inputs.query),
+        inputs.query.new_zeros(inputs.query.shape[:3], dtype=sums_dtype(inputs.query)),
+    )
+    for block, part, part_sums in kernel.forward(inputs, blocks.own, True):
         block.of_queries(out).copy_(part)
         block.of_queries(sums).copy_(part_sums)
         del part, part_sums  # before the next block's are made
-    for block, part, part_sums in kernel.forward(query, key, value, blocks.shared, False, scale):
+    for block, part, part_sums in kernel.forward(inputs, blocks.shared, False):
         _merge(block, out, sums, part, part_sums)
     return out, sums
 
@@ -47,27 +48,22 @@ def _merge(block: Block, out: Tensor, sums: Tensor, part: Tensor, part_sums: Ten
     mine_sums.copy_(total)
 
 
-def backward(
-    kernel: Kernel,
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    sums: Tensor,
-    blocks: Blocks,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(kernel: Kernel, inputs: Inputs, results: Results, blocks: Blocks) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, given `forward`'s results and the gradient of its output."""
-    grad, query, key, value, out = (_readable(tensor) for tensor in (grad, query, key, value, out))
-    grads = like_tokens(query), like_tokens(key), like_tokens(value)
+    inputs = _readable_inputs(inputs)
+    results = results._replace(grad=_readable(results.grad), out=_readable(results.out))
+    grads = like_tokens(inputs.query), like_tokens(inputs.key), like_tokens(inputs.value)
     for kind, causal in ((blocks.own, True), (blocks.shared, False)):
-        for block, *parts in kernel.backward(grad, query, key, value, out, sums, kind, causal, scale):
+        for block, *parts in kernel.backward(inputs, results, kind, causal):
             windows = block.of_queries(grads[0]), block.of_keys(grads[1]), block.of_keys(grads[2])
             for window, part in zip(windows, parts, strict=True):
                 window.add_(part)
             del part, parts  # before the next block's are made
     return grads
+
+
+def _readable_inputs(inputs: Inputs) -> Inputs:
+    return inputs._replace(query=_readable(inputs.query), key=_readable(inputs.key), value=_readable(inputs.value))
 
 
 def _readable(tensor: Tensor) -> Tensor:
