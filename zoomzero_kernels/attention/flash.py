@@ -121,7 +121,7 @@ class _Spans(NamedTuple):
     sizes: list[int]
 
     def joined(self, tensor: Tensor) -> Tensor:
-        """The places of tensor [P, H, L, ...] one after the other: [tokens, H, ...], a view where they are neighbours."""
+        """The places of [P, H, L, ...] one after the other: [tokens, H, ...], a view where they are neighbours."""
         runs: list[tuple[int, int, int]] = []
         for (row, start), size in zip(self.starts, self.sizes, strict=True):
             if runs and (runs[-1][0], sum(runs[-1][1:])) == (row, start):
