@@ -150,8 +150,8 @@ def main() -> None:
     digest = hashlib.sha256((tiny_checkpoint() / "model.safetensors").read_bytes()).hexdigest()
     if digest != WEIGHTS_SHA256:
         raise SystemExit(
-            f"measure_strategies: the weights must have the planned digest {WEIGHTS_SHA256}, got {digest}; check out the "
-            "commit of the plan, or plan anew"
+            f"measure_strategies: the weights must have the planned digest {WEIGHTS_SHA256}, got {digest}; check out "
+            "the commit of the plan, or plan anew"
         )
     engine = ZoomZero.from_pretrained(device="cpu")
     table = []

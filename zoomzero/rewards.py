@@ -27,6 +27,13 @@ TOKEN_ADV_CREDIT = torch.tensor(
      [1.0, 0.0, 1.0],
      [0.0, 1.0, 0.0]], dtype=torch.float32) / 3  # fmt: skip
 
+# The same, but the IoU goes to the tokens that name the spans alone: reasoning earns format and zoom only.
+SPAN_ADV_CREDIT = torch.tensor(
+    [[1.0, 1.0, 1.0],
+     [1.0, 1.0, 1.0],
+     [0.0, 0.0, 1.0],
+     [0.0, 1.0, 0.0]], dtype=torch.float32) / 3  # fmt: skip
+
 # Plain GRPO's total, ((answer + zoom)/2 + format + iou)/3, as a weight per reward.
 UNIFORM_WEIGHTS = (1 / 3, 1 / 6, 1 / 3, 1 / 6)
 # The same total where nothing is zoomed: (answer + format + iou)/3.
@@ -88,13 +95,13 @@ def zoom_reward(text: str | Response, letter: str) -> float:
 def credit_matrix(credit: str, *, zoom_reward: bool) -> Tensor:
     """float32 [rewards, segments] for `token_advantages`.
 
-    credit: "token_adv" (the published sets) or "uniform" (every reward to every token, weighted as in plain GRPO);
-    zoom_reward False leaves the zoom reward out of either.
+    credit: "token_adv" (the published sets), "span_adv" (the same, the IoU to the span's tokens alone) or "uniform"
+    (every reward to every token, weighted as in plain GRPO); zoom_reward False leaves the zoom reward out of any.
     """
     if credit == "uniform":
         weights = UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM
         return torch.tensor(weights)[:, None].expand(-1, NUM_SEGMENTS).contiguous()
-    matrix = TOKEN_ADV_CREDIT.clone()
+    matrix = (SPAN_ADV_CREDIT if credit == "span_adv" else TOKEN_ADV_CREDIT).clone()
     if not zoom_reward:
         matrix[REWARDS.index("zoom")] = 0.0
     return matrix

@@ -169,12 +169,8 @@ def _padded(spans: Sequence[tuple[float, float]], duration: float, rng: random.R
     ]
 
 
-def learn_to_read(
-    model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, clips: Sequence[Clip], steps: int
-) -> dict[str, float]:
+def learn_to_read(lesson: ReadingLesson, rng: random.Random, steps: int) -> dict[str, float]:
     """Stage 0. Returns the shares of letters and colours read rightly in the last training batch."""
-    lesson = ReadingLesson(model, processor, clips)
-    rng = random.Random(0)
     optimizer, schedule = _optimizer(lesson.parameters(), steps, 6e-3, weight_decay=0.0)
     bar = tqdm(range(steps), desc="reading", unit="step")
     for _ in bar:
@@ -185,10 +181,15 @@ def learn_to_read(
 
 
 def learn_to_answer(
-    model: Qwen2_5_VLForConditionalGeneration, lesson: AnsweringLesson, steps: int, lr: float, *, padded: bool
+    model: Qwen2_5_VLForConditionalGeneration,
+    lesson: AnsweringLesson,
+    rng: random.Random,
+    steps: int,
+    lr: float,
+    *,
+    padded: bool,
 ) -> None:
     """Stages 1 (exact spans) and 2 (padded spans); the vision tower stays as it is."""
-    rng = random.Random(2 if padded else 1)
     trained = [value for name, value in model.named_parameters() if ".visual." not in name]
     trained += lesson.marker.parameters()
     optimizer, schedule = _optimizer(trained, steps, lr, weight_decay=0.01)
@@ -253,9 +254,11 @@ def main() -> None:
     parser.add_argument("--answering-steps", type=int, default=700)
     parser.add_argument("--padded-steps", type=int, default=150)
     parser.add_argument("--vision", type=Path, help="take the vision tower of this checkpoint instead of stage 0")
+    parser.add_argument("--seed", type=int, default=0, help="of the first weights and of what a batch holds")
     options = parser.parse_args()
 
-    torch.manual_seed(0)
+    torch.manual_seed(options.seed)
+    reading_rng, answering_rng, padding_rng = (random.Random(3 * options.seed + stage) for stage in range(3))
     torch.set_num_threads(1)
     clips = make_clips(options.clips / "train", options.num_clips, seed=TRAIN_SEED)
     make_clips(options.clips / "test", 300, seed=TEST_SEED)
@@ -263,18 +266,18 @@ def main() -> None:
     use_segment_attention(model)
     started = time.process_time()
     if options.vision is None:
-        reading = learn_to_read(model, processor, clips, options.reading_steps)
+        reading = learn_to_read(ReadingLesson(model, processor, clips), reading_rng, options.reading_steps)
     else:
         reading = {}
         other = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.vision, dtype=torch.float32)
         model.model.visual.load_state_dict(other.model.visual.state_dict())
     lesson = AnsweringLesson(model, processor, clips)
-    learn_to_answer(model, lesson, options.answering_steps, 2e-3, padded=False)
+    learn_to_answer(model, lesson, answering_rng, options.answering_steps, 2e-3, padded=False)
     cost = {"cpu_seconds": round(time.process_time() - started)}
     figures = {**reading, **measure(model, processor, options.clips / "test")}
     save(model, processor, options.tight, {**figures, **cost})
     print("tight", figures, cost)
-    learn_to_answer(model, lesson, options.padded_steps, 1e-3, padded=True)
+    learn_to_answer(model, lesson, padding_rng, options.padded_steps, 1e-3, padded=True)
     cost = {"cpu_seconds": round(time.process_time() - started)}
     figures = {**reading, **measure(model, processor, options.clips / "test")}
     save(model, processor, options.start, {**figures, **cost})

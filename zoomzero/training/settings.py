@@ -9,7 +9,7 @@ from typing import Any
 
 from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
 
-CREDITS = ("token_adv", "uniform")
+CREDITS = ("token_adv", "span_adv", "uniform")
 ZOOM_SCORERS = ("reference", "policy")
 
 
@@ -29,7 +29,9 @@ class TrainingSettings:
     epsilon_high: float = _setting(0.28, "Upper clip of the ratio (0.28 as in DAPO).")
     temperature: float = _setting(1.0, "Temperature of the responses.")
     credit: str = _setting(
-        "token_adv", "token_adv: each reward to its own tokens (TokenAdv); uniform: every reward to every token (GRPO)."
+        "token_adv",
+        "token_adv: each reward to its own tokens (TokenAdv); span_adv: the same, IoU to span tokens alone; uniform: "
+        "every reward to every token (GRPO).",
     )
     advantage_normalize: str = _setting(
         "segments",
