@@ -14,7 +14,8 @@ own, and the first that applies decides:
 
 Spans are read from the glue element: a list of pairs as trained, or one pair or several, in any brackets or none,
 joined by "," "-" or "to", each time as seconds ("20.3", "20.3s", "20 seconds") or as a clock's ("00:20", "1:02:03").
-Two times stand for a span only where they are visibly a pair; a text with anything else in it names none.
+Two times stand for a span only where they are visibly a pair; a text with anything else in it names none. Spans that
+the thinking cites inside <time></time> are read likewise.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _PAIR = re.compile(
     rf"\s*(?:[(\[{{]\s*(?:from\s+)?{_TIME}{_JOIN}{_TIME}\s*[)\]}}]|(?:from\s+)?{_TIME}{_DASH}{_TIME})", re.IGNORECASE
 )
 _FLAT_PAIR = re.compile(rf"\s*{_TIME}{_JOIN}{_TIME}\s*", re.IGNORECASE)
+_CITED = re.compile(r"<time>([^<]{1,512})</time>")
 _BETWEEN = re.compile(r"\s*(?:,\s*and\b|,|;|\band\b|\n)\s*|\s+(?=[(\[{])", re.IGNORECASE)
 
 
@@ -119,6 +121,19 @@ def read_spans(response: str | Response) -> list[Span]:
         return []
     pairs = _pairs(text)
     return [(start, end) for start, end in pairs if start <= end]
+
+
+def read_citations(response: str | Response) -> list[Span]:
+    """Spans in seconds that the thinking cites inside <time></time>, in the order written, each once.
+
+    A citation that is not clearly of spans is left out, and so are those that end before they start.
+
+    Args:
+        response: a response, text or parsed.
+    """
+    thinking = (parsed(response).thinking or "")[: 4 * MAX_CHARACTERS]
+    cited = [pair for match in _CITED.finditer(thinking) for pair in _pairs(match[1].strip())]
+    return list(dict.fromkeys(pair for pair in cited if pair[0] <= pair[1]))[:MAX_SPANS]
 
 
 def _pairs(text: str) -> list[Span]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoomzero.lenient import read_letter, read_spans
+from zoomzero.lenient import read_citations, read_letter, read_spans
 from zoomzero.responses import MAX_SPANS, parse
 from zoomzero.rewards import answer_reward, format_reward
 
@@ -132,3 +132,14 @@ def test_hostile_text_is_read_at_once(text: str) -> None:
         read_letter(response, ("x", "y"))
         assert len(read_spans(response)) <= MAX_SPANS
     assert time.process_time() - begin < 1.0
+
+
+def test_citations_are_read_from_the_thinking_alone() -> None:
+    text = (
+        "<think>At <time>(3, 5.5)</time> and <time>1:02 - 1:10</time>, again <time>(3, 5.5)</time>, not <time>9</time> "
+        "nor <time>(8, 2)</time> nor <time>(1, 2</think>\n<answer>B</answer>\n"
+        "<time>(70, 80)</time>\n<glue>[(3, 5.5)]</glue>"
+    )
+    assert read_citations(text) == [(3.0, 5.5), (62.0, 70.0)]
+    assert read_citations("<time>(1, 2)</time><answer>B</answer>") == []
+    assert len(read_citations("<think>" + "<time>(1, 2)</time><time>" * 40_000 + "</think>")) == 1

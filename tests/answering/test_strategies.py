@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,17 +48,17 @@ def _scene(video: Video, processor: VideoInputs | None = None, **options: object
     return Scene(video, inquiry, said, AnswerOptions(**options), processor or tiny_processor())  # type: ignore[arg-type]
 
 
-def _said(ask: Ask, letter: str, confidence: float, spans: Sequence[Span] = (), sure: float = 11.0) -> Pass:
+def _said(
+    ask: Ask, letter: str, confidence: float, spans: Sequence[Span] = (), sure: float = 11.0, cited: Sequence[Span] = ()
+) -> Pass:
     """A pass over the look, as the engine would make it, with a chosen answer."""
     return Pass(
         ask.name, ask.look.plan, letter, letter, confidence, Cost(0, 0, 0.0, 0.0), spans=tuple(spans),
-        span_confidence=sure if spans else 0.0, looked_at=ask.looked_at, why=ask.why,
+        cited=tuple(cited), span_confidence=sure if spans else 0.0, looked_at=ask.looked_at, why=ask.why,
     )  # fmt: skip
 
 
-def _drive(
-    scene: Scene, said: Sequence[Sequence[tuple[str, float] | tuple[str, float, list[Span]]]]
-) -> tuple[Verdict, list[list[Ask]]]:
+def _drive(scene: Scene, said: Sequence[Sequence[tuple[Any, ...]]]) -> tuple[Verdict, list[list[Ask]]]:
     """Run the scene's strategy with answers chosen beforehand; the verdict, and the looks of each step."""
     strategy = STRATEGIES[scene.options.strategy](scene)
     steps = [list(next(strategy))]
@@ -146,6 +147,21 @@ def test_an_unsure_zoom_is_followed_by_the_next_span_and_then_a_wider_one(video:
     assert "next span" in whys[2]
     assert "2 times as wide" in whys[3]
     assert verdict == Verdict("D", None, 0.8, ((19.0, 23.0),))
+
+
+def test_what_the_thinking_cites_comes_after_what_was_named(video: Video) -> None:
+    scene = _scene(video, strategy="rounds", max_spans=1)
+    cited = [(60.0, 61.0), (70.0, 71.0)]
+    verdict, steps = _drive(
+        scene, [[("A", 0.6, [(10.0, 11.0)], 11.0, cited)], [("B", 0.4)], [("C", 0.3)], [("D", 0.8)]]
+    )
+    assert [ask.looked_at for step in steps[1:] for ask in step] == [((10.0, 11.0),), *((span,) for span in cited)]
+    assert "cites" in steps[2][0].why
+    assert verdict == Verdict("D", None, 0.8, ((70.0, 71.0),))
+    alone, steps = _drive(scene, [[("A", 0.6, [], 0.0, cited)], [("B", 0.9)]])
+    assert steps[1][0].looked_at == ((60.0, 61.0),)
+    assert "cites" in steps[1][0].why
+    assert alone.spans == ((60.0, 61.0),)
 
 
 def test_a_long_span_is_halved(video: Video) -> None:

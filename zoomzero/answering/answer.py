@@ -97,6 +97,8 @@ class Pass:
     """The answer to an open question."""
     spans: tuple[Span, ...] = ()
     """Spans that the response names, in seconds of the video, merged and inside it."""
+    cited: tuple[Span, ...] = ()
+    """Spans that its thinking cites and that touch none of `spans`, likewise merged and inside the video."""
     span_confidence: float = 0.0
     """Mean over the spans' tokens of the mean negative log-probability of the 20 most likely tokens: high where the
     distribution is peaked. 0 without spans."""
@@ -126,6 +128,7 @@ class Pass:
             "words": self.words,
             "confidence": self.confidence,
             "spans": [list(span) for span in self.spans],
+            "cited": [list(span) for span in self.cited],
             "cost": dataclasses.asdict(self.cost),
         }
 

@@ -15,7 +15,7 @@ from zoomzero.answering.cost import text_flops, vision_flops
 from zoomzero.answering.scene import Ask
 from zoomzero.inputs import VideoInputs
 from zoomzero.intervals import Span, inside_video
-from zoomzero.lenient import read_letter, read_spans
+from zoomzero.lenient import read_citations, read_letter, read_spans
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.looks.videos import OpenVideos
@@ -55,6 +55,7 @@ class _Words:
     words: str | None = None
     confidence: float = 0.0
     spans: tuple[Span, ...] = ()
+    cited: tuple[Span, ...] = ()
     span_confidence: float = 0.0
 
 
@@ -126,6 +127,7 @@ class Passes:
             cost=Cost(num_visual, num_prompt - num_visual + said.num_written, seconds, flops),
             words=said.words,
             spans=said.spans,
+            cited=said.cited,
             span_confidence=said.span_confidence,
             looked_at=ask.looked_at,
             why=ask.why,
@@ -199,7 +201,9 @@ class Passes:
         sure = 0.0
         if spans and rollout.top_logps is not None:
             sure = float(-rollout.top_logps[0][keep][segments.to(keep.device) == SPAN].mean())
-        return _Words(text, len(ids), letter, words, confidence, spans, sure)
+        cited = _spans_of_video(ask, read_citations(response))
+        cited = tuple(span for span in cited if not any(span[0] <= end and start <= span[1] for start, end in spans))
+        return _Words(text, len(ids), letter, words, confidence, spans, cited, sure)
 
     def _letter_place(self, token_ids: Sequence[int], places: Sequence[int], letter: str) -> int | None:
         """Index of the token that holds the answer's letter: tags are lower case, so the first in the element.

@@ -28,6 +28,8 @@ class _Search:
     """The first pass, of whose tokens some are kept beside the zoomed frames."""
     waiting: list[Span]
     """Spans that the first pass named and that nobody has looked at."""
+    cited: list[Span]
+    """Spans that its thinking cites beside those, likewise; their turn comes when no named one waits."""
     seen: set[tuple[Span, ...]] = dataclasses.field(default_factory=set)
     """Sets of spans that were zoomed into."""
 
@@ -44,12 +46,14 @@ class _Search:
 
     def first_looks(self) -> list[Ask]:
         """The spans that the first pass named side by side, each with its share of one budget."""
-        budget = self.scene.zoom_tokens
+        budget, why = self.scene.zoom_tokens, "the spans that the first pass named, side by side"
+        if not self.waiting:
+            self.waiting, self.cited = self.cited, []
+            why = "no span was named: those that its thinking cites, side by side"
         count = max(1, min(len(self.waiting), self.scene.options.max_spans, budget // self.scene.min_zoom_tokens))
         first, self.waiting = self.waiting[:count], self.waiting[count:]
         if not first:
             return self.looks([()], "no span was named: the whole video again", budget)
-        why = "the spans that the first pass named, side by side"
         return self.looks([(span,) for span in first], why, budget // count)
 
     def next_looks(self, zoom: Pass) -> list[Ask]:
@@ -61,6 +65,8 @@ class _Search:
             return self.looks(halves, "the span is long for its frames: each half on its own", budget)
         if self.waiting:
             return self.looks([(self.waiting.pop(0),)], "not sure: the next span that the first pass named", budget)
+        if self.cited:
+            return self.looks([(self.cited.pop(0),)], "not sure: a span that the first pass's thinking cites", budget)
         wider = _widened(span, self.scene.duration)
         if wider != span and (wider,) not in self.seen:
             return self.looks([(wider,)], f"not sure: the span {WIDER:g} times as wide", budget)
@@ -76,12 +82,13 @@ def rounds(scene: Scene) -> Generator[Sequence[Ask], Sequence[Pass], Verdict]:
     The first zoom looks at up to `max_spans` spans that the first pass named, side by side, each with its share of the
     zoom's budget; part of each (the settings' `kept_share`) holds tokens of the first pass, averaged down and not
     encoded again. While the surest zoom is less sure than the pass before it, or than a coin, another round follows:
-    into the halves of a span that is long for its frames, else to the next span named, else around the span twice as
-    wide. The most confident zoom answers; its span is the evidence, or all that were named if it is of the first zoom.
+    into the halves of a span that is long for its frames, else to the next span named, else to one that the first
+    pass's thinking cites, else around the span twice as wide. The most confident zoom answers; its span is the
+    evidence, or all that were named if it is of the first zoom.
     """
     whole = scene.whole()
     (coarse,) = yield [whole]
-    search = _Search(scene, whole, list(coarse.spans))
+    search = _Search(scene, whole, list(coarse.spans), list(coarse.cited))
     before = coarse.confidence
     asks = search.first_looks()
     best, evidence = coarse, coarse.spans
@@ -89,7 +96,7 @@ def rounds(scene: Scene) -> Generator[Sequence[Ask], Sequence[Pass], Verdict]:
         zooms = yield asks
         surest = max(zooms, key=lambda zoom: zoom.confidence)
         if best is coarse or surest.confidence > best.confidence:
-            best, evidence = surest, surest.looked_at if number else coarse.spans
+            best, evidence = surest, surest.looked_at if number else coarse.spans or surest.looked_at
         if surest.confidence >= max(SURE, before) or number == scene.options.max_rounds:
             break
         before = surest.confidence
