@@ -121,6 +121,7 @@ class Pass:
             "why": self.why,
             "looked_at": [list(span) for span in self.looked_at],
             "num_frames": len(self.plan.timestamps),
+            "timestamps": [round(time, 3) for time in self.plan.timestamps],
             "size": list(self.plan.size),
             "num_tokens": self.plan.num_tokens,
             "text": self.text,

@@ -19,6 +19,7 @@ from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
 from zoomzero.answering.subtitles import load_subtitles
 from zoomzero.evaluation.metrics import mean, metrics
 from zoomzero.evaluation.processes import Processes
+from zoomzero.evaluation.questions import write_questions
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, question_keys
 from zoomzero.evaluation.run_folder import RunFolder
 from zoomzero.evaluation.summary import write_summary
@@ -57,9 +58,10 @@ def evaluate(
         time_limit: seconds after which a decoder that gives no sign of life is stopped and its video is unreadable,
             None to decode in this process; see `open_video`.
         read_ahead: videos read before their turn, each held as its coarse pass's patches; batch_size unless told.
-        run_folder: where answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at the end,
-            summary.json are written. Answers that lie there already, made with the same settings, are not made again;
-            unreadable videos are tried again, and listed once more where they still are. None writes nothing.
+        run_folder: where questions.jsonl, answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at
+            the end, summary.json are written. Answers that lie there already, made with the same settings, are not
+            made again; unreadable videos are tried again, and listed once more where they still are. None writes
+            nothing.
         processes: those that share the questions by video, from `zoomzero.evaluation.processes.join_launch`; each calls
             this with the same arguments and gets the whole result. They need a run_folder. None is this process alone.
         on_progress: called as on_progress(done, total), with several processes about this one's share.
@@ -90,6 +92,8 @@ def evaluate(
         if run_folder is not None:
             folder = stack.enter_context(RunFolder(run_folder, work.settings(), processes))
         run = _Run(samples, folder, max_skipped_fraction)
+        if folder is not None and processes.is_first:
+            write_questions(folder.path, samples)
         work.answer(run, run.groups()[processes.rank :: processes.count], on_progress)
         if processes.count > 1:
             run.join()
