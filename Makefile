@@ -51,7 +51,7 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix --quiet .
 	$(BIN)/ruff format --quiet .
-	git ls-files -z '*.cpp' '*.h' '*.cu' '*.c' | xargs -0 $(BIN)/clang-format -i
+	git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' '*.c' | xargs -0 $(BIN)/clang-format -i
 	$(BIN)/python docs/draw_architecture.py
 
 # dist/: an sdist, and a wheel for this Python that serves every torch.

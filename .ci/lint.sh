@@ -11,6 +11,6 @@ fi
 $bin/ruff check .
 $bin/ruff format --check .
 $bin/mypy zoomzero zoomzero_kernels build_backend
-git ls-files -z '*.cpp' '*.h' '*.cu' '*.c' | xargs -0 $bin/clang-format --dry-run --Werror
+git ls-files -z '*.cpp' '*.h' '*.cu' '*.cuh' '*.c' | xargs -0 $bin/clang-format --dry-run --Werror
 git ls-files -z '.ci/*.sh' .ci/run | xargs -0 shellcheck --external-sources --source-path=SCRIPTDIR
 $bin/python docs/draw_architecture.py --check

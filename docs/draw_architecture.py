@@ -92,7 +92,7 @@ def python_arrows() -> Arrows:
 def native_arrows() -> Arrows:
     arrows: Arrows = {}
     for file in sorted((CHECKOUT / "csrc").rglob("*")):
-        if file.suffix not in {".h", ".cpp", ".cu"}:
+        if file.suffix not in {".h", ".cpp", ".cu", ".cuh"}:
             continue
         folder = file.relative_to(CHECKOUT / "csrc").parts[0]
         part = NATIVE if folder == file.name else f"csrc/{folder}"

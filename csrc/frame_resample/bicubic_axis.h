@@ -10,16 +10,9 @@
 #include <cstdint>
 #include <vector>
 
-namespace zoomzero {
+#include "frame_resample/params.h"
 
-// One axis as the kernels read it: output i = sum_k weights[i * taps + k] * input[starts[i] + k], k < sizes[i].
-struct AxisView {
-  const int32_t* starts;   // [out_size]
-  const int32_t* sizes;    // [out_size], at most taps
-  const int16_t* weights;  // [out_size, taps], zero from sizes[i] on
-  int32_t taps;
-  int32_t precision;  // weights are multiples of 2^-precision
-};
+namespace zoomzero {
 
 struct BicubicAxis {
   std::vector<int32_t> starts;

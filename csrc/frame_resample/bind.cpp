@@ -94,13 +94,13 @@ void launch_on_cuda(const FrameResampleParams& params, int32_t device, Address s
 #endif
 
 // What a launch on a GPU of num_processors would pass to the CUDA kernel: the bytes of both parameters, the number of
-// blocks and the bytes of shared memory. For tools that run the compiled kernel without a GPU.
-std::tuple<pybind11::bytes, pybind11::bytes, int64_t, int64_t> frame_resample_launch(const FrameResampleParams& params,
-                                                                                     int32_t num_processors) {
+// blocks, the threads of each and its bytes of shared memory. For tools that run the compiled kernel without a GPU.
+std::tuple<pybind11::bytes, pybind11::bytes, std::array<int64_t, 3>> frame_resample_launch(
+    const FrameResampleParams& params, int32_t num_processors) {
   const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
   return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)),
           pybind11::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)),
-          params.num_frames * launch.num_strips * launch.num_blocks_y, launch.shared_bytes};
+          {params.num_frames * launch.num_strips * launch.num_blocks_y, launch.threads, launch.shared_bytes}};
 }
 
 }  // namespace

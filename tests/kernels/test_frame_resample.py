@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from support.late_copies import late_copy_module
 from support.places import TESTS
 from torch import Tensor
 
@@ -265,14 +267,14 @@ def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor
     out = torch.full_like(expected, float("nan"))
     patches = (0, 1, 1) if layout == "tchw" else (14, 2, 2)
     native = native_params(frames, indices, out, size, options["mean"], options["std"], patches, 1)
-    params, launch, blocks, shared_bytes = _C.frame_resample_launch(native, 1)
+    params, launch, (blocks, threads, shared_bytes) = _C.frame_resample_launch(native, 1)
     assert shared_bytes > 0
-    marker = {torch.float32: "IfE", torch.bfloat16: "I13__nv_bfloat16E", torch.float16: "I6__halfE"}[out.dtype]
-    (name,) = [name for name in module.kernels if marker in name]
+    element_type = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[out.dtype]
+    (name,) = [name for name in module.kernels if f"ElementTypeE{element_type}E" in name]
     sides = zip(frames.shape[1:3], size, strict=True)
     tables = [table for side in sides for table in axis_tables(*side, frames.device, 1)[:3]]
     extra = [frames, out, *tables, *([] if indices is None else [indices])]
-    module.launch(name, blocks, 256, [params, launch], smem=shared_bytes, order=order, extra=extra)
+    module.launch(name, blocks, threads, [params, launch], smem=shared_bytes, order=order, extra=extra)
     return out
 
 
@@ -288,12 +290,18 @@ KERNEL_SHAPES = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
-def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
+def compiled_ptx(checkout: Path, arch: str, folder: Path) -> str:
     csrc = checkout / "csrc"
-    return ptxhost.PtxModule.from_nvcc(
-        str(csrc / "frame_resample" / "cuda.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
-    )
+    command = ["nvcc", "-std=c++17", "-ptx", f"-arch={arch}", f"-I{csrc}", "-o", folder / "kernel.ptx"]
+    subprocess.run([*command, csrc / "frame_resample" / "cuda.cu"], check=True)
+    return (folder / "kernel.ptx").read_text()
+
+
+@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+def kernel(
+    request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
+    return ptxhost.PtxModule(compiled_ptx(checkout, request.param, tmp_path_factory.mktemp("ptx")))
 
 
 @pytest.mark.parametrize(("source", "size", "layout"), KERNEL_SHAPES)
@@ -314,6 +322,31 @@ def test_compiled_kernel_strides(kernel: Any, name: str, dtype: torch.dtype) -> 
     frames = strided_views()[name]
     options: dict[str, Any] = {"size": (28, 56), "layout": "patches", "dtype": dtype, **NORMALISED}
     assert torch.equal(run_compiled_kernel(kernel, 2, frames, None, **options), frame_resample(frames, None, **options))
+
+
+# (420, 433) goes through both buffers many times.
+@pytest.mark.parametrize(("source", "size", "layout"), [KERNEL_SHAPES[0], KERNEL_SHAPES[3]])
+def test_every_use_of_an_asynchronous_copy_stands_behind_its_wait(
+    ptxhost: ModuleType,
+    checkout: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    source: tuple[int, int],
+    size: tuple[int, int],
+    layout: str,
+) -> None:
+    frames = random_frames(2, *source, 3)
+    options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
+    expected = frame_resample(frames, None, **options)
+    ptx = compiled_ptx(checkout, "sm_90", tmp_path)
+    assert "cp.async.cg.shared.global" in ptx
+    late = late_copy_module(ptxhost, ptx, monkeypatch)
+    for order in (0, 1, 2):
+        assert torch.equal(run_compiled_kernel(late, order, frames, None, **options), expected)
+    # What stands behind no wait is found: without waiting nothing ever lands.
+    assert ptx.count("cp.async.wait_all;") == 3  # one a type
+    never = late_copy_module(ptxhost, ptx.replace("cp.async.wait_all;", ""), monkeypatch)
+    assert not torch.equal(run_compiled_kernel(never, 0, frames, None, **options), expected)
 
 
 def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_torch_is_no_build_requirement(checkout: Path) -> None:
 
 
 def test_native_sources_include_nothing_of_torch(checkout: Path) -> None:
-    sources = [path for path in (checkout / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu")]
+    sources = [path for path in (checkout / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
     assert len(sources) > 20
     includes = {name for path in sources for name in re.findall(r"#include [<\"](.*)[>\"]", path.read_text("utf-8"))}
     assert not [name for name in includes if re.match("torch/|ATen/|c10/|caffe2/", name)]
