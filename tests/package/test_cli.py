@@ -219,13 +219,6 @@ def test_every_command_file_is_a_command(capsys: pytest.CaptureFixture[str]) -> 
         assert re.search(rf"^ +{name} +\w", shown, re.M), name
 
 
-def test_doctor_names_versions(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    output = capsys.readouterr().out
-    assert "torch" in output
-    assert "GPU: " in output
-
-
 def test_train_options_are_the_settings_fields() -> None:
     """Every field is an option under its name or its short one, and what is typed arrives in the field."""
     typed = ["--rollouts", "4", "--max-new-tokens", "40", "--normalize", "tokens", "--no-zoom-reward"]

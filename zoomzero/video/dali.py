@@ -39,7 +39,7 @@ def _load_dali() -> ModuleType:
     except ImportError as error:
         raise ImportError(
             "open_video: backend 'dali' needs nvidia-dali-cuda130, which is not installed; "
-            "run `pip install 'zoomzero[video]'` or use backend='pyav'"
+            "run `pip install 'zoomzero[gpu]'` or use backend='pyav'"
         ) from error
     return dali
 
