@@ -37,78 +37,24 @@ class Shown:
     """Seconds of its temporal patches, which share the tokens equally."""
 
 
-class VideoInputs:
-    """Processor for Qwen-VL checkpoints: video + question -> model inputs under a visual-token budget.
+class FramePlanner:
+    """Which frames a pass sees under a visual-token budget, and those frames as patches.
 
     Args:
-        tokenizer: the checkpoint's tokenizer, with a chat template that takes video parts.
         settings: budgets and prompts of the two passes.
         geometry: patch layout of the vision tower.
         dtype: of the patches; bfloat16 halves them.
-        family: of the checkpoint; Qwen2.5-VL, or Qwen3-VL where the geometry has times in the prompt, unless told.
-
-    Raises:
-        ValueError: the tokenizer has no video token.
     """
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
         settings: ZoomSettings | None = None,
         geometry: VisionGeometry | None = None,
         dtype: torch.dtype = torch.float32,
-        family: Family | None = None,
     ) -> None:
-        require_video_token(tokenizer)
-        self.tokenizer = tokenizer
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()
         self.dtype = dtype
-        self.family = family or (QWEN3_VL if self.geometry.times_in_prompt else QWEN2_5_VL)
-        self.video_token_id: int = tokenizer.get_vocab()[VIDEO_PAD]
-
-    def __call__(
-        self,
-        video: Video | str | os.PathLike[str],
-        question: str,
-        options: Sequence[str] | None = None,
-        *,
-        spans: Sequence[tuple[float, float]] | None = None,
-    ) -> BatchFeature:
-        """Inputs of one pass, batch size 1.
-
-        Args:
-            video: an open video, or the path of one.
-            question: the question's text.
-            options: 2 to 8 option texts, without letters; None asks an open question.
-            spans: None for the coarse pass over the whole video; for the zoom pass the spans (seconds) to look at,
-                merged and inside the video.
-
-        Returns:
-            input_ids, attention_mask, mm_token_type_ids [1, L] int64 and the visual part as in `VideoPatches`: ready
-            for the model's forward as keyword arguments. Qwen3-VL's have no second_per_grid_ts: times are in the text.
-
-        Raises:
-            ValueError: question, options or spans are not valid.
-            VideoError: the video cannot be read.
-        """
-        from transformers import BatchFeature
-
-        opened = video if isinstance(video, Video) else open_video(video)
-        try:
-            inquiry = Inquiry(question, None if options is None else tuple(options), opened.duration)
-            read = self.read(opened, self.plan(opened, spans))
-        finally:
-            if opened is not video:
-                opened.close()
-        num_tokens = int(read.video_grid_thw.prod()) // self.geometry.merge_size**2
-        inputs = self.text_inputs(inquiry, [Shown(num_tokens, read.times)], zoomed=spans is not None)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["pixel_values_videos"] = read.pixel_values_videos
-        inputs["video_grid_thw"] = read.video_grid_thw
-        if not self.geometry.times_in_prompt:
-            inputs["second_per_grid_ts"] = read.second_per_grid_ts
-        return BatchFeature(inputs)
 
     def plan(
         self,
@@ -166,6 +112,78 @@ class VideoInputs:
     def seen_frames(self, read: VideoPatches) -> torch.Tensor:
         """The frames as the model sees them, uint8 [n, height, width, 3]: the patches put back."""
         return patches.seen_frames(read, self.geometry)
+
+
+class VideoInputs(FramePlanner):
+    """Processor for Qwen-VL checkpoints: video + question -> model inputs under a visual-token budget.
+
+    Args:
+        tokenizer: the checkpoint's tokenizer, with a chat template that takes video parts.
+        settings: budgets and prompts of the two passes.
+        geometry: patch layout of the vision tower.
+        dtype: of the patches; bfloat16 halves them.
+        family: of the checkpoint; Qwen2.5-VL, or Qwen3-VL where the geometry has times in the prompt, unless told.
+
+    Raises:
+        ValueError: the tokenizer has no video token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ZoomSettings | None = None,
+        geometry: VisionGeometry | None = None,
+        dtype: torch.dtype = torch.float32,
+        family: Family | None = None,
+    ) -> None:
+        require_video_token(tokenizer)
+        super().__init__(settings, geometry, dtype)
+        self.tokenizer = tokenizer
+        self.family = family or (QWEN3_VL if self.geometry.times_in_prompt else QWEN2_5_VL)
+        self.video_token_id: int = tokenizer.get_vocab()[VIDEO_PAD]
+
+    def __call__(
+        self,
+        video: Video | str | os.PathLike[str],
+        question: str,
+        options: Sequence[str] | None = None,
+        *,
+        spans: Sequence[tuple[float, float]] | None = None,
+    ) -> BatchFeature:
+        """Inputs of one pass, batch size 1.
+
+        Args:
+            video: an open video, or the path of one.
+            question: the question's text.
+            options: 2 to 8 option texts, without letters; None asks an open question.
+            spans: None for the coarse pass over the whole video; for the zoom pass the spans (seconds) to look at,
+                merged and inside the video.
+
+        Returns:
+            input_ids, attention_mask, mm_token_type_ids [1, L] int64 and the visual part as in `VideoPatches`: ready
+            for the model's forward as keyword arguments. Qwen3-VL's have no second_per_grid_ts: times are in the text.
+
+        Raises:
+            ValueError: question, options or spans are not valid.
+            VideoError: the video cannot be read.
+        """
+        from transformers import BatchFeature
+
+        opened = video if isinstance(video, Video) else open_video(video)
+        try:
+            inquiry = Inquiry(question, None if options is None else tuple(options), opened.duration)
+            read = self.read(opened, self.plan(opened, spans))
+        finally:
+            if opened is not video:
+                opened.close()
+        num_tokens = int(read.video_grid_thw.prod()) // self.geometry.merge_size**2
+        inputs = self.text_inputs(inquiry, [Shown(num_tokens, read.times)], zoomed=spans is not None)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["pixel_values_videos"] = read.pixel_values_videos
+        inputs["video_grid_thw"] = read.video_grid_thw
+        if not self.geometry.times_in_prompt:
+            inputs["second_per_grid_ts"] = read.second_per_grid_ts
+        return BatchFeature(inputs)
 
     def text_inputs(self, inquiry: Inquiry, shown: Sequence[Shown], *, zoomed: bool) -> dict[str, torch.Tensor]:
         """input_ids and mm_token_type_ids of a prompt, int64 [1, L]; its videos stand side by side.

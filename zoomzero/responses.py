@@ -20,15 +20,13 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from zoomzero.prompts import OPTION_LETTERS
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from zoomzero.intervals import Span
 
 REST, ANSWER, SPAN = 0, 1, 2
@@ -44,6 +42,13 @@ _STRICT_SPANS = re.compile(rf"\[{_STRICT_PAIR}(?:,\s*{_STRICT_PAIR}){{0,{MAX_SPA
 
 # Options that the published format check knows: A to F.
 PUBLISHED_NUM_OPTIONS = 6
+
+
+class Decoder(Protocol):
+    """Turns tokens into text; tokenizers of transformers do."""
+
+    def decode(self, token_ids: Any, **options: Any) -> Any:
+        """The text of some tokens in a row."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ def _thinks_well(text: str, think_end: int) -> bool:
 
 
 def token_segments(
-    token_ids: Sequence[int] | torch.Tensor, tokenizer: PreTrainedTokenizerBase, response: Response | None = None
+    token_ids: Sequence[int] | torch.Tensor, tokenizer: Decoder, response: Response | None = None
 ) -> torch.Tensor:
     """Which tokens of a response carry the answer and which the spans.
 
@@ -208,7 +213,7 @@ def token_segments(
 
     Args:
         token_ids: [T] ids of the response, padding and end-of-sequence included.
-        tokenizer: a transformers tokenizer, fast or slow.
+        tokenizer: a transformers tokenizer, fast or slow, or what decodes as one does.
         response: these ids decoded with their special tokens and parsed, where the caller has it; end and padding
             tokens behind it may be missing from its text.
 

@@ -9,8 +9,8 @@ import torch
 
 from zoomzero import ZoomZero, responses
 from zoomzero.answering import engine as engine_module
-from zoomzero.answering import passes
 from zoomzero.answering.answer import AnswerOptions, Query
+from zoomzero.answering.backends import local
 from zoomzero.rollouts import Rollouts
 from zoomzero.synthetic import make_clips
 from zoomzero.synthetic.clips import Clip
@@ -157,7 +157,7 @@ def test_clear_answers_in_other_words_are_read(
     )
     logps = torch.full(ids.shape, 0.5).log()
     rollouts = Rollouts(ids, torch.ones_like(ids, dtype=torch.bool), logps, torch.tensor([True]))
-    monkeypatch.setattr(passes, "generate", lambda *_: rollouts)
+    monkeypatch.setattr(local, "generate", lambda *_: rollouts)
     answer = engine.answer(clips[0].path, "Who barks?", ("the cat", "the dog"), strategy="single")
     assert (answer.letter, answer.spans) == (letter, spans)
     assert answer.confidence == (0 if letter is None else pytest.approx(0.5))

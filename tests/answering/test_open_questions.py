@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from zoomzero import ZoomZero
-from zoomzero.answering import passes as passes_module
 from zoomzero.answering.answer import AnswerOptions, Query
+from zoomzero.answering.backends import local
 from zoomzero.answering.cost import text_flops, vision_flops
 from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.looks import through_tower
@@ -68,7 +68,7 @@ def test_words_and_their_mean_probability_are_read_from_the_response(
     ids = torch.tensor([[*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]])
     logps = torch.full(ids.shape, 0.5).log()
     rollouts = Rollouts(ids, torch.ones_like(ids, dtype=torch.bool), logps, torch.tensor([True]))
-    monkeypatch.setattr(passes_module, "generate", lambda *_: rollouts)
+    monkeypatch.setattr(local, "generate", lambda *_: rollouts)
     answer = engine.answer(clip.path, "What is seen?", strategy="single")
     assert (answer.text, answer.letter, answer.spans) == ("a (red) sign", None, ((2.0, 5.5),))
     assert answer.confidence == pytest.approx(0.5)
@@ -80,7 +80,7 @@ def test_words_and_their_mean_probability_are_read_from_the_response(
 def test_an_empty_element_is_no_answer(engine: ZoomZero, clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.tensor([engine.processor.tokenizer("<answer> </answer>", add_special_tokens=False).input_ids])
     rollouts = Rollouts(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros(ids.shape), torch.tensor([False]))
-    monkeypatch.setattr(passes_module, "generate", lambda *_: rollouts)
+    monkeypatch.setattr(local, "generate", lambda *_: rollouts)
     answer = engine.answer(clip.path, "What is seen?", strategy="single")
     assert (answer.text, answer.confidence, answer.passes[0].has_answer) == (None, 0.0, False)
 

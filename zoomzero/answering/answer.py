@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from zoomzero.answering.strategies import check_strategy
 from zoomzero.limits import MAX_NEW_TOKENS
@@ -60,6 +60,16 @@ class AnswerOptions:
         for name, least in (("max_new_tokens", 1), ("max_rounds", 0), ("max_spans", 1), ("chunk_frames", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"answer: {name} must be at least {least}, got {getattr(self, name)}; raise it")
+
+
+class MoreOptions(TypedDict, total=False):
+    """Fields of `AnswerOptions` that `ZoomZero.answer` passes on."""
+
+    max_new_tokens: int
+    keep_frames: bool
+    max_rounds: int
+    max_spans: int
+    chunk_frames: int
 
 
 @dataclasses.dataclass(frozen=True)

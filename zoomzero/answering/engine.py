@@ -6,23 +6,23 @@ queries, so that the caller, who chose how many queries to put together, has cho
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, Unpack
 
-import torch
-
-from zoomzero.answering.answer import Answer, AnswerOptions, Pass, Query, Verdict
-from zoomzero.answering.passes import Passes, Said
+from zoomzero.answering.answer import Answer, AnswerOptions, MoreOptions, Pass, Query
+from zoomzero.answering.backends import Backend
+from zoomzero.answering.backends.local import LanguageModel, LocalBackend
+from zoomzero.answering.passes import run_asks
 from zoomzero.answering.scene import Ask, Scene
-from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.answering.strategy_run import StrategyRun
 from zoomzero.answering.subtitles import Subtitles, load_subtitles
-from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
-from zoomzero.limits import MAX_NEW_TOKENS
+from zoomzero.inputs import FramePlanner, VideoInputs, load_processor, require_inputs_of
 from zoomzero.models import load_model
 from zoomzero.models.loading import BUILT_IN
 from zoomzero.models.segment_attention import use_segment_attention
@@ -32,6 +32,7 @@ from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 # Videos an engine keeps open for the next question on them.
@@ -68,41 +69,24 @@ class Reading:
         self._resources.__exit__(kind, error, trace)
 
 
-class ZoomZero:
-    """A model with its processor, ready to answer; see `from_pretrained`.
+class Engine(abc.ABC):
+    """Runs strategies over a model, wherever that runs; see `ZoomZero` and `zoomzero.answering.served`.
 
     The last few videos asked about stay open, so that further questions on them read no frame table again.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: VideoInputs) -> None:
-        use_segment_attention(model)
-        require_inputs_of(model, processor)
-        self.model = model
-        self.processor = processor
+    name = ""
+    """Of the model, as a run's record names it."""
+    can_keep_tokens = True
+    """Whether the model takes tokens of an earlier pass beside the frames of another."""
+
+    def __init__(self, planner: FramePlanner) -> None:
+        self.planner = planner
         self._videos = VideoCache(open_video, MAX_IDLE_VIDEOS)
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | os.PathLike[str] | None = None,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        prompts: Prompts | None = None,
-    ) -> ZoomZero:
-        """Load a checkpoint.
-
-        Args:
-            path: checkpoint folder or hub name; None loads the tiny model that the package carries, which reads the
-                synthetic clips of `zoomzero.synthetic` and nothing else.
-            device: CUDA if there is a GPU, else the CPU, unless told.
-            dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
-            prompts: templates instead of the checkpoint's own; see `zoomzero.settings.load_prompts`.
-        """
-        path = BUILT_IN if path is None else path
-        processor = load_processor(path)
-        if prompts is not None:
-            processor.settings = dataclasses.replace(processor.settings, prompts=prompts)
-        return cls(load_model(path, device, dtype), processor)
+    @abc.abstractmethod
+    def backend(self) -> Backend:
+        """Where the looks of one call go."""
 
     def answer(
         self,
@@ -112,11 +96,8 @@ class ZoomZero:
         strategy: str = "coarse_to_fine",
         budget_tokens: int | None = None,
         *,
-        max_new_tokens: int = MAX_NEW_TOKENS,
-        keep_frames: bool = False,
-        max_rounds: int = AnswerOptions.max_rounds,
-        max_spans: int = AnswerOptions.max_spans,
         subtitles: Subtitles | str | os.PathLike[str] | None = None,
+        **more: Unpack[MoreOptions],
     ) -> Answer:
         """Answer one question about a video.
 
@@ -126,15 +107,16 @@ class ZoomZero:
             options: 2 to 8 option texts, without letters; None asks an open question, answered in words.
             strategy: "single" answers from the whole video alone; "coarse_to_fine" then looks again at the spans that
                 the first pass named, and answers from those frames; see `zoomzero.answering.strategies` for all.
-            budget_tokens, max_new_tokens, keep_frames, max_rounds, max_spans: see `AnswerOptions`.
+            budget_tokens: see `AnswerOptions`.
             subtitles: what is said in the video, or the path of an .srt file.
+            more: the other fields of `AnswerOptions`: max_new_tokens, keep_frames, max_rounds, max_spans, chunk_frames.
 
         Raises:
             ValueError: question, options, strategy, budget or subtitles are not valid.
             VideoError: the video cannot be read.
         """
         query = Query(video, question, None if options is None else tuple(options), subtitles)
-        chosen = AnswerOptions(strategy, budget_tokens, max_new_tokens, keep_frames, max_rounds, max_spans)
+        chosen = AnswerOptions(strategy, budget_tokens, **more)
         return self.answer_batch([query], chosen)[0]
 
     def answer_batch(
@@ -188,7 +170,7 @@ class ZoomZero:
         cache = self._videos if videos is None else videos
         with contextlib.ExitStack() as stack:
             opened = video if isinstance(video, Video) else stack.enter_context(cache.use(video))
-            coarse = self.processor.read(opened, self.processor.plan(opened, budget_tokens=budget_tokens))
+            coarse = self.planner.read(opened, self.planner.plan(opened, budget_tokens=budget_tokens))
             seconds = time.perf_counter() - started
             return Reading(opened, coarse, seconds, num_queries, stack.pop_all())
 
@@ -207,30 +189,14 @@ class ZoomZero:
             For each query its answer, or why the frames of a pass cannot be read; the others do not suffer.
         """
         options = options or AnswerOptions()
-        passes = Passes(self.model, self.processor)
+        backend = self.backend()
         runs = []
         for query, reading in asked:
-            passes.videos.add(reading.video, reading.coarse)
-            runs.append(_Run(self._scene(query, reading, options), reading.seconds / reading.num_queries))
+            backend.add(reading.video, reading.coarse)
+            runs.append(StrategyRun(self._scene(query, reading, options), reading.seconds / reading.num_queries))
         while waiting := [(place, ask) for place, run in enumerate(runs) for ask in run.asks]:
-            self._run_round(passes, waiting, runs, on_pass)
+            _run_round(backend, waiting, runs, on_pass)
         return [run.result() for run in runs]
-
-    def _run_round(
-        self, passes: Passes, waiting: Sequence[tuple[int, Ask]], runs: Sequence[_Run], on_pass: OnPass | None
-    ) -> None:
-        """One forward after the other over what all running strategies ask for, then one step of each of them."""
-        for writes in (True, False):
-            kind = [(place, ask) for place, ask in waiting if ask.writes == writes]
-            for start in range(0, len(kind), len(runs)):
-                part = kind[start : start + len(runs)]
-                said = passes.run([ask for _, ask in part], runs[0].scene.options)
-                for (place, ask), one in zip(part, said, strict=True):
-                    made = runs[place].take(ask, one)
-                    if made is not None and on_pass is not None:
-                        on_pass(place, made)
-        for run in runs:
-            run.advance()
 
     def _scene(self, query: Query, reading: Reading, options: AnswerOptions) -> Scene:
         subtitles = query.subtitles
@@ -239,67 +205,70 @@ class ZoomZero:
         duration = reading.video.duration
         said = "" if subtitles is None else subtitles.text(0.0, duration)
         inquiry = Inquiry(query.question, query.options, duration, said)
-        return Scene(reading.video, inquiry, subtitles, options, self.processor)
+        return Scene(reading.video, inquiry, subtitles, options, self.planner, self.can_keep_tokens)
 
 
-class _Run:
-    """A strategy's generator that is being run for one query.
+def _run_round(
+    backend: Backend, waiting: Sequence[tuple[int, Ask]], runs: Sequence[StrategyRun], on_pass: OnPass | None
+) -> None:
+    """One forward after the other over what all running strategies ask for, then one step of each of them."""
+    for writes in (True, False):
+        kind = [(place, ask) for place, ask in waiting if ask.writes == writes]
+        for start in range(0, len(kind), len(runs)):
+            part = kind[start : start + len(runs)]
+            said = run_asks(backend, [ask for _, ask in part], runs[0].scene.options)
+            for (place, ask), one in zip(part, said, strict=True):
+                made = runs[place].take(ask, one)
+                if made is not None and on_pass is not None:
+                    on_pass(place, made)
+    for run in runs:
+        run.advance()
 
-    asks: what it waits for; empty when it is done.
+
+class ZoomZero(Engine):
+    """A model in this process with its processor, ready to answer; see `from_pretrained`.
+
+    Args:
+        model: of one of the supported families.
+        processor: of the model.
+        language_model: what takes the place of the model's own language model, e.g. vLLM; the model's own unless told.
     """
 
-    def __init__(self, scene: Scene, read_seconds: float) -> None:
-        self.scene = scene
-        self.asks: list[Ask] = []
-        self._read_seconds = read_seconds
-        self._timings = {"read": read_seconds, "encode": 0.0, "generate": 0.0}
-        self._passes: list[Pass] = []
-        self._said: dict[int, Pass] = {}
-        self._end: Verdict | VideoError | None = None
-        self._strategy: Generator[Sequence[Ask], Sequence[Pass], Verdict] = STRATEGIES[scene.options.strategy](scene)
-        self.asks = list(next(self._strategy))
+    def __init__(
+        self, model: PreTrainedModel, processor: VideoInputs, language_model: LanguageModel | None = None
+    ) -> None:
+        use_segment_attention(model)
+        require_inputs_of(model, processor)
+        super().__init__(processor)
+        self.model = model
+        self.processor = processor
+        self.name = str(getattr(model.config, "_name_or_path", ""))
+        self.can_keep_tokens = language_model is None
+        self._language_model = language_model
 
-    def take(self, ask: Ask, said: Said) -> Pass | None:
-        """What came of one of the looks; the pass, unless its frames cannot be read."""
-        for step, seconds in said.timings.items():
-            self._timings[step] += seconds
-        if isinstance(said.made, VideoError):
-            self._end = self._end or said.made
-            return None
-        made = said.made
-        if self._read_seconds:
-            # The first look's frames were read before its turn.
-            cost = dataclasses.replace(made.cost, seconds=made.cost.seconds + self._read_seconds)
-            made, self._read_seconds = dataclasses.replace(made, cost=cost), 0.0
-        self._said[id(ask)] = made
-        self._passes.append(made)
-        return made
+    def backend(self) -> Backend:
+        """As `Engine`."""
+        return LocalBackend(self.model, self.processor, self._language_model)
 
-    def advance(self) -> None:
-        """Hand the strategy what the model said, if it waits for that."""
-        if not self.asks:
-            return
-        asks, self.asks = self.asks, []
-        if self._end is not None:
-            self._strategy.close()
-            return
-        try:
-            self.asks = list(self._strategy.send([self._said.pop(id(ask)) for ask in asks]))
-        except StopIteration as stop:
-            self._end = stop.value
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        prompts: Prompts | None = None,
+    ) -> ZoomZero:
+        """Load a checkpoint; `zoomzero.answering.loading` offers more ways.
 
-    def result(self) -> Answer | VideoError:
-        """The answer, or why there is none."""
-        if self._end is None:
-            raise RuntimeError(
-                f"answer: strategy {self.scene.options.strategy!r} asked for nothing; mend its generator"
-            )
-        if isinstance(self._end, VideoError):
-            return self._end
-        end, options = self._end, self.scene.inquiry.options
-        text = (
-            end.words
-            if options is None or end.letter is None
-            else options[self.scene.inquiry.letters.index(end.letter)]
-        )
-        return Answer(end.letter, text, end.spans, end.confidence, self._passes, self._timings)
+        Args:
+            path: checkpoint folder or hub name; None loads the tiny model that the package carries, which reads the
+                synthetic clips of `zoomzero.synthetic` and nothing else.
+            device: CUDA if there is a GPU, else the CPU, unless told.
+            dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
+            prompts: templates instead of the checkpoint's own; see `zoomzero.settings.load_prompts`.
+        """
+        path = BUILT_IN if path is None else path
+        processor = load_processor(path)
+        if prompts is not None:
+            processor.settings = dataclasses.replace(processor.settings, prompts=prompts)
+        return cls(load_model(path, device, dtype), processor)

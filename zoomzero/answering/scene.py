@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from zoomzero.answering.answer import AnswerOptions, Pass, Verdict
 from zoomzero.answering.subtitles import Subtitles
-from zoomzero.inputs import VideoInputs
+from zoomzero.inputs import FramePlanner
 from zoomzero.intervals import Span
 from zoomzero.looks import Context, Look
 from zoomzero.prompts import Inquiry
@@ -31,6 +31,13 @@ class Ask:
     clock_start: float = 0.0
     """Second of the video that the model takes for 0."""
 
+    @property
+    def video(self) -> Video:
+        """The open video that is looked at."""
+        if not isinstance(self.look.video, Video):
+            raise TypeError(f"answer: looks must bring their video open, got {self.look.video!r}; open it first")
+        return self.look.video
+
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
@@ -44,8 +51,10 @@ class Scene:
     """What is said when, to be cut to parts of the video."""
     options: AnswerOptions
     """How to answer."""
-    processor: VideoInputs
+    planner: FramePlanner
     """Plans frames."""
+    can_keep_tokens: bool = True
+    """Whether the model takes tokens of an earlier pass beside the frames of another."""
 
     @property
     def duration(self) -> float:
@@ -55,40 +64,40 @@ class Scene:
     @property
     def zoom_tokens(self) -> int:
         """Budget of a zoom pass, in visual tokens."""
-        return self.options.budget_tokens or self.processor.settings.zoom.budget_tokens
+        return self.options.budget_tokens or self.planner.settings.zoom.budget_tokens
 
     @property
     def zoom_fps(self) -> float:
         """Frames per second that a zoom pass chooses from."""
-        return self.processor.settings.zoom.sample_fps
+        return self.planner.settings.zoom.sample_fps
 
     @property
     def min_zoom_tokens(self) -> int:
         """Fewest visual tokens that a zoom pass can do with."""
-        return self.processor.settings.zoom.min_frame_tokens
+        return self.planner.settings.zoom.min_frame_tokens
 
     @property
     def kept_share(self) -> float:
         """Share of a zoom pass's budget for tokens of an earlier pass."""
-        return self.processor.settings.kept_share
+        return self.planner.settings.kept_share if self.can_keep_tokens else 0.0
 
     @property
     def chunk_seconds(self) -> float:
         """Length of a part of which the coarse pass can see every frame that it chooses from."""
-        coarse = self.processor.settings.coarse
+        coarse = self.planner.settings.coarse
         return min(self.options.chunk_frames, coarse.max_frames) / coarse.sample_fps
 
     def whole(self) -> Ask:
         """The coarse pass over the whole video."""
-        plan = self.processor.plan(self.video, budget_tokens=self.options.budget_tokens)
+        plan = self.planner.plan(self.video, budget_tokens=self.options.budget_tokens)
         return Ask("coarse", Look(self.video, self.inquiry, plan, zoomed=False), "the whole video first")
 
     def chunk(self, span: Span, *, why: str) -> Ask:
         """The coarse pass over a part of the video, with what is said in it."""
-        plan = self.processor.plan(self.video, [span], zoomed=False, budget_tokens=self.options.budget_tokens)
+        plan = self.planner.plan(self.video, [span], zoomed=False, budget_tokens=self.options.budget_tokens)
         said = "" if self.subtitles is None else self.subtitles.text(*span)
         # Where the prompt does not name the frames' times, positions count from the first frame.
-        start = 0.0 if self.processor.geometry.times_in_prompt else span[0]
+        start = 0.0 if self.planner.geometry.times_in_prompt else span[0]
         inquiry = dataclasses.replace(self.inquiry, duration=span[1] - span[0], subtitles=said)
         look = Look(self.video, inquiry, plan, zoomed=False)
         return Ask("chunk", look, why, looked_at=(span,), clock_start=start)
@@ -106,7 +115,7 @@ class Scene:
         budget_tokens: of the frames; the pass's whole budget unless told. kept: an earlier look, and at most how many
         of its tokens, averaged down, stand before the frames.
         """
-        plan = self.processor.plan(self.video, spans, budget_tokens=budget_tokens or self.options.budget_tokens)
+        plan = self.planner.plan(self.video, spans, budget_tokens=budget_tokens or self.options.budget_tokens)
         inquiry = dataclasses.replace(self.inquiry, subtitles="")
         context = Context(kept[0].look, kept[1]) if kept is not None and kept[1] else None
         look = Look(self.video, inquiry, plan, zoomed=True, context=context)

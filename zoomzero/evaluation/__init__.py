@@ -14,11 +14,13 @@ from zoomzero.evaluation.metrics import (
 from zoomzero.evaluation.processes import Processes, join_launch
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped
 from zoomzero.evaluation.run import evaluate
+from zoomzero.evaluation.settings import EvaluationSettings
 from zoomzero.evaluation.summary import official_metrics, summarize, write_summary
 
 __all__ = [
     "AnswerRecord",
     "Evaluation",
+    "EvaluationSettings",
     "EvaluationStopped",
     "Prediction",
     "Processes",

@@ -10,20 +10,20 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from zoomzero.annotations import Sample
 from zoomzero.annotations.durations import DurationCheck, WrongDuration
-from zoomzero.answering.answer import Answer, AnswerOptions, Query
-from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Reading, ZoomZero
+from zoomzero.answering.answer import Answer, Query
+from zoomzero.answering.engine import MAX_IDLE_VIDEOS, Engine, Reading
 from zoomzero.answering.subtitles import load_subtitles
 from zoomzero.evaluation.metrics import mean, metrics
 from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.questions import write_questions
 from zoomzero.evaluation.records import AnswerRecord, Evaluation, EvaluationStopped, question_keys
 from zoomzero.evaluation.run_folder import RunFolder
+from zoomzero.evaluation.settings import EvaluationChanges, EvaluationSettings
 from zoomzero.evaluation.summary import write_summary
-from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
 from zoomzero.skipping import SKIPPED_FILE, SkipLog
 from zoomzero.video import VideoError, open_video
 from zoomzero.video.cache import VideoCache
@@ -31,33 +31,21 @@ from zoomzero.video.prefetch import Prefetcher
 
 
 def evaluate(
-    engine: ZoomZero,
+    engine: Engine,
     samples: Sequence[Sample],
+    settings: EvaluationSettings | None = None,
     *,
-    strategy: str = "coarse_to_fine",
-    budget_tokens: int | None = None,
-    batch_size: int = 1,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    use_subtitles: bool = False,
-    max_skipped_fraction: float = MAX_SKIPPED_FRACTION,
-    time_limit: float | None = TIME_LIMIT_SECONDS,
-    read_ahead: int | None = None,
     run_folder: str | os.PathLike[str] | None = None,
     processes: Processes | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **changes: Unpack[EvaluationChanges],
 ) -> Evaluation:
     """Answer all samples and measure; the videos of the next samples are read while the model works.
 
     Args:
         engine: the model.
         samples: from `load_benchmark` or `load_annotations`. Neighbours on one video share its coarse pass's frames.
-        strategy, budget_tokens, max_new_tokens: as `ZoomZero.answer`.
-        batch_size: samples that share a forward; results do not depend on it beyond rounding.
-        use_subtitles: put the samples' subtitles into the prompts.
-        max_skipped_fraction: share of samples whose video may be unreadable; they count as wrong and are listed.
-        time_limit: seconds after which a decoder that gives no sign of life is stopped and its video is unreadable,
-            None to decode in this process; see `open_video`.
-        read_ahead: videos read before their turn, each held as its coarse pass's patches; batch_size unless told.
+        settings: how; the defaults unless told.
         run_folder: where questions.jsonl, answers.jsonl (each answer, as soon as it is there), skipped.jsonl and, at
             the end, summary.json are written. Answers that lie there already, made with the same settings, are not
             made again; unreadable videos are tried again, and listed once more where they still are. None writes
@@ -65,33 +53,32 @@ def evaluate(
         processes: those that share the questions by video, from `zoomzero.evaluation.processes.join_launch`; each calls
             this with the same arguments and gets the whole result. They need a run_folder. None is this process alone.
         on_progress: called as on_progress(done, total), with several processes about this one's share.
+        changes: fields of the settings or of their `AnswerOptions` by name, e.g. strategy="rounds", batch_size=8.
 
     Raises:
         EvaluationStopped: more samples than allowed were unreadable; holds the answers so far.
         ValueError: an argument out of range, or another run's folder.
+        TypeError: an unknown setting.
         OSError: the folder cannot be written.
     """
     if not samples:
         raise ValueError("evaluate: needs at least one sample, got none; check the annotation file")
-    if batch_size < 1:
-        raise ValueError(f"evaluate: batch_size must be at least 1, got {batch_size}; 1 needs the least memory")
+    settings = (settings or EvaluationSettings()).changed(changes)
     processes = processes or Processes()
     if processes.count > 1 and run_folder is None:
         raise ValueError(
             f"evaluate: {processes.count} processes need a run_folder to share the questions, got None; name one"
         )
-    if use_subtitles:
+    if settings.use_subtitles:
         # A file that cannot be read is told now, not in the middle of the run.
         for path in dict.fromkeys(sample.subtitles for sample in samples if sample.subtitles is not None):
             load_subtitles(path)
-    options = AnswerOptions(strategy, budget_tokens, max_new_tokens)
-    num_ahead = batch_size if read_ahead is None else read_ahead
-    work = _Work(engine, options, use_subtitles, batch_size, num_ahead, time_limit)
+    work = _Work(engine, settings)
     with contextlib.ExitStack() as stack:
         folder = None
         if run_folder is not None:
-            folder = stack.enter_context(RunFolder(run_folder, work.settings(), processes))
-        run = _Run(samples, folder, max_skipped_fraction)
+            folder = stack.enter_context(RunFolder(run_folder, work.record(), processes))
+        run = _Run(samples, folder, settings.max_skipped_fraction)
         if folder is not None and processes.is_first:
             write_questions(folder.path, samples)
         work.answer(run, run.groups()[processes.rank :: processes.count], on_progress)
@@ -107,42 +94,34 @@ def evaluate(
 class _Work:
     """How the samples of a run are answered."""
 
-    engine: ZoomZero
+    engine: Engine
     """The model."""
-    options: AnswerOptions
-    """How to answer."""
-    use_subtitles: bool
-    """Put the samples' subtitles into the prompts."""
-    batch_size: int
-    """Samples that share a forward."""
-    num_ahead: int
-    """Videos read before their turn."""
-    time_limit: float | None
-    """Seconds after which a decoder without a sign of life is stopped."""
+    settings: EvaluationSettings
+    """How to answer, and how many at a time."""
 
-    def settings(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """What answers depend on, in JSON's types."""
-        options = {name: value for name, value in dataclasses.asdict(self.options).items() if name != "keep_frames"}
-        model = str(getattr(self.engine.model.config, "_name_or_path", ""))
-        return {"model": model, **options, "use_subtitles": self.use_subtitles}
+        options = dataclasses.asdict(self.settings.answers)
+        del options["keep_frames"]
+        return {"model": self.engine.name, **options, "use_subtitles": self.settings.use_subtitles}
 
     def answer(self, run: _Run, groups: Sequence[list[int]], on_progress: Callable[[int, int], None] | None) -> None:
         """Answer groups of samples, each on one video; `run` takes the answers as they come."""
         total = run.num_done + sum(len(group) for group in groups)
         if run.num_done and on_progress is not None:
             on_progress(run.num_done, total)
-        open_one = functools.partial(open_video, time_limit=self.time_limit)
+        open_one = functools.partial(open_video, time_limit=self.settings.time_limit)
         with contextlib.ExitStack() as stack:
             videos = stack.enter_context(VideoCache(open_one, MAX_IDLE_VIDEOS))
 
             def read(group: list[int]) -> Reading:
-                path, budget = run.samples[group[0]].video, self.options.budget_tokens
+                path, budget = run.samples[group[0]].video, self.settings.answers.budget_tokens
                 return self.engine.read(path, budget, num_queries=len(group), videos=videos)
 
-            ahead = Prefetcher(groups, read, ahead=self.num_ahead, discard=Reading.close)
+            ahead = Prefetcher(groups, read, ahead=self.settings.num_ahead, discard=Reading.close)
             # Closed here, not when they are collected: an error must leave no thread and no video behind.
             loaded = stack.enter_context(contextlib.closing(iter(ahead)))
-            batches = stack.enter_context(contextlib.closing(_batches(run.samples, loaded, self.batch_size)))
+            batches = stack.enter_context(contextlib.closing(_batches(run.samples, loaded, self.settings.batch_size)))
             for batch in run.waiting_for(batches):
                 run.add(batch, self._answers(batch))
                 if on_progress is not None:
@@ -153,10 +132,10 @@ class _Work:
         asked = []
         for item in batch:
             if not isinstance(item.reading, VideoError):
-                said = item.sample.subtitles if self.use_subtitles else None
+                said = item.sample.subtitles if self.settings.use_subtitles else None
                 query = Query(item.sample.video, item.sample.question, item.sample.options, said)
                 asked.append((query, item.reading))
-        answered = iter(self.engine.answer_readings(asked, self.options))
+        answered = iter(self.engine.answer_readings(asked, self.settings.answers))
         return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]
 
 
