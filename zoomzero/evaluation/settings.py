@@ -23,8 +23,8 @@ class EvaluationSettings:
     max_skipped_fraction: float = MAX_SKIPPED_FRACTION
     """Share of samples whose video may be unreadable; they count as wrong and are listed."""
     time_limit: float | None = TIME_LIMIT_SECONDS
-    """Seconds after which a decoder that gives no sign of life is stopped and its video is unreadable, None to decode in
-    this process; see `zoomzero.video.open_video`."""
+    """Seconds after which a decoder that gives no sign of life is stopped and its video is unreadable, None to decode
+    in this process; see `zoomzero.video.open_video`."""
     read_ahead: int | None = None
     """Videos read before their turn, each held as its coarse pass's patches; batch_size unless told."""
 
