@@ -8,7 +8,7 @@ EXTRAS := dev,all
 NATIVE := CMakeLists.txt $(wildcard csrc/* csrc/*/*) $(wildcard build_backend/*.py) zoomzero_kernels/triton_kernels/variants.py \
 	$(wildcard zoomzero_kernels/triton_kernels/*.py)
 
-.PHONY: setup demo test test-rivals test-rollouts test-lmms-eval lint format check wheel bench ablation kernel-report sanitize tiny clean
+.PHONY: setup demo test test-rivals test-rollouts test-lmms-eval lint format check docs wheel bench ablation kernel-report sanitize tiny clean
 
 setup: $(VENV)/.project
 
@@ -66,6 +66,10 @@ check:
 bench: setup
 	.ci/rivals_environment.sh
 	set -e; for script in benchmarks/bench_*.py; do $(VENV)/rivals/bin/python $$script; done
+
+# The documentation's site in build/site, from docs/ and the docstrings.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # What each part of the method contributes, the reduced set of docs/results.md: up to half an hour on two cores.
 ablation: setup

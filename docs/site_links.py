@@ -1,0 +1,31 @@
+"""A hook of the site's build: pages that are parts of files in the checkout's root, whose links it turns."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+# `<!-- include FILE -->`, or `<!-- include FILE: "first heading" to "heading after it" -->`.
+INCLUDE = re.compile(r'<!-- include (?P<file>\S+?)(?:: "(?P<first>.+)" to "(?P<end>.+)")? -->')
+MOVED = {
+    "](docs/": "](",
+    "](CONTRIBUTING.md": "](contributing.md",
+    "](../CONTRIBUTING.md": "](contributing.md",
+    "](CHANGELOG.md": "](changelog.md",
+}
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The page with what it includes, every link to where the site has its target."""
+    text = INCLUDE.sub(_included, markdown)
+    for old, new in MOVED.items():
+        text = text.replace(old, new)
+    return text
+
+
+def _included(match: re.Match[str]) -> str:
+    text = (ROOT / match["file"]).read_text(encoding="utf-8")
+    if match["first"] is None:
+        return text
+    start = text.index(f"\n{match['first']}\n")
+    return text[start : text.index(f"\n{match['end']}\n", start)]
