@@ -8,14 +8,13 @@ subclass that writes per-token advantages into ``inputs["advantages"]`` gets tok
 
 from __future__ import annotations
 
-import importlib.metadata
-import inspect
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from zoomzero.integrations.trl_hooks import require_hooks
 from zoomzero.models.head import HeadProbe
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
 from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES, LOSS_TYPES
@@ -30,12 +29,6 @@ _MODEL_INPUTS = (
     "token_type_ids",
     "mm_token_type_ids",
 )
-
-
-def supported_trl() -> str:
-    """The releases of TRL that these hooks were written for, as pip takes them: those the package asks for."""
-    (asked, *_) = [line for line in importlib.metadata.requires("zoomzero") or () if line.startswith("trl")]
-    return asked.partition(";")[0].strip()
 
 
 class FusedGRPOLossMixin:
@@ -67,21 +60,7 @@ class FusedGRPOLossMixin:
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a class in which the mixin would silently do nothing: behind the trainer, or with another TRL."""
         super().__init_subclass__(**options)
-        place = cls.__mro__.index(FusedGRPOLossMixin)
-        for base in cls.__mro__[:place]:
-            if "_compute_loss" in vars(base) and not issubclass(base, FusedGRPOLossMixin):
-                raise TypeError(
-                    f"FusedGRPOLossMixin: the mixin must stand before {base.__name__} in the bases, got it after in "
-                    f"{cls.__name__}; write class {cls.__name__}(FusedGRPOLossMixin, {base.__name__})"
-                )
-        trainers = [base for base in cls.__mro__[place + 1 :] if "training_step" in vars(base)]
-        hooks = [vars(base)["_compute_loss"] for base in cls.__mro__[place + 1 :] if "_compute_loss" in vars(base)]
-        found = tuple(inspect.signature(hooks[0]).parameters)[1:] if hooks else None
-        if trainers and found != ("model", "inputs"):
-            raise TypeError(
-                f"FusedGRPOLossMixin: the trainer must have a method _compute_loss(model, inputs), got {found} in "
-                f"{trainers[0].__name__}; use GRPOTrainer of {supported_trl()}"
-            )
+        require_hooks(FusedGRPOLossMixin, cls, {"_compute_loss": ("model", "inputs")})
 
     def _check_fused_options(self) -> None:
         if self.loss_type not in LOSS_TYPES:

@@ -9,7 +9,7 @@ import inspect
 import trl
 from trl import GRPOTrainer
 
-from zoomzero.integrations.trl import supported_trl
+from zoomzero.integrations.trl_hooks import supported_trl
 
 REMEDY = f"install {supported_trl()}, the releases that this trainer was written for"
 
