@@ -86,7 +86,7 @@ class TokenResampleParams:
         self,
         source: Address,
         out: Address,
-        slices: Address,
+        tables: tuple[Address, Address],
         counts: tuple[int, int, int, int],
         type: ElementType,
         backward: bool,
@@ -94,4 +94,4 @@ class TokenResampleParams:
 
 def token_resample_cpu(params: TokenResampleParams, num_threads: int) -> None: ...
 def token_resample_cuda(params: TokenResampleParams, device: int, stream: Address) -> None: ...
-def token_resample_launch(params: TokenResampleParams) -> bytes: ...
+def token_resample_launch(params: TokenResampleParams) -> tuple[bytes, int, int, bool]: ...

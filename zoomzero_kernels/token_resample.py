@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Products of two sides stay below 2^31, where float32 weights still hold them exactly enough.
 _MAX_SIDE = 32_768
 # Device tables that a captured CUDA graph reads for as long as it lives.
-_kept_for_graphs: list[Tensor] = []
+_kept_for_graphs: list[DeviceTables] = []
 
 
 @takes_arrays
@@ -39,10 +40,10 @@ def token_resample(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tenso
         TypeError: an argument of the wrong type or dtype.
         ValueError: shapes that do not fit together, or sides outside 1 to 32768.
 
-    On CUDA the op runs on the current stream and never waits for the device as long as ``grid_thw`` and ``target_hw``
-    lie on the CPU (on the device they are copied back first, which waits). The size of the result depends on their
-    values. It allocates the result and, for grids not seen lately, a table of 56 bytes a slice; call once before
-    capturing a CUDA graph.
+    On CUDA the op runs on the current stream. It waits for the device in two cases only: where ``grid_thw`` or
+    ``target_hw`` lie on the device, as they are copied back first (the size of the result depends on their values),
+    and for grids not among the last 256, whose tables (56 bytes a slice, 4 bytes an output token) are copied there and
+    kept. Besides those it allocates the result. Call once with the same grids, and backward, before capturing a graph.
     """
     _check_arguments(tokens, grid_thw, target_hw)
     return torch.ops.zoomzero.token_resample(tokens, grid_thw, target_hw)
@@ -84,9 +85,27 @@ def _check_arguments(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Non
             )
 
 
-def _slice_sides(num_tokens: int, grid_thw: Tensor, target_hw: Tensor) -> tuple[Tensor, Tensor]:
-    """Source and target sides of every slice, int64 [S, 2] each on the CPU, checked."""
-    grid, target = grid_thw.cpu(), target_hw.cpu()
+class SliceTable(NamedTuple):
+    """How every slice becomes another, on the CPU.
+
+    slices: int64 [S, 7], rows (first_in, in_h, in_w, first_out, out_h, out_w, first_out_grid_row).
+    """
+
+    slices: Tensor
+    num_in: int
+    num_out: int
+    num_grid_rows: int
+
+
+class DeviceTables(NamedTuple):
+    """A slice table on a device; slice_of_token: int32 [num_out], None for the CPU, which goes by grid rows."""
+
+    slices: Tensor
+    slice_of_token: Tensor | None
+
+
+def _slice_sides(grid: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Source and target sides of every slice, int64 [S, 2] each, checked; from tensors on the CPU."""
     for name, sides in (("grid_thw", grid), ("target_hw", target)):
         if sides.numel() > 0 and (int(sides.min()) < 1 or int(sides.max()) > _MAX_SIDE):
             raise ValueError(
@@ -97,54 +116,76 @@ def _slice_sides(num_tokens: int, grid_thw: Tensor, target_hw: Tensor) -> tuple[
     if source.shape[0] != target.shape[0]:
         raise ValueError(
             f"token_resample: target_hw must have one row for each of the {source.shape[0]} temporal slices of "
-            f"grid_thw, "
-            f"got {target.shape[0]}; repeat a video's target for all its slices"
-        )
-    expected = int(source.prod(1).sum())
-    if expected != num_tokens:
-        raise ValueError(
-            f"token_resample: tokens must have sum(t*h*w) = {expected} rows, got {num_tokens}; count grid_thw in "
-            f"merged "
-            "tokens, not in patches"
+            f"grid_thw, got {target.shape[0]}; repeat a video's target for all its slices"
         )
     return source, target
 
 
-def _slice_table(from_sides: Tensor, to_sides: Tensor) -> tuple[Tensor, int, int]:
-    """Rows (first_in, in_h, in_w, first_out, out_h, out_w, first_out_grid_row), output tokens, output grid rows."""
-    table = torch.empty(from_sides.shape[0], 7, dtype=torch.int64)
+def _slice_table(from_sides: Tensor, to_sides: Tensor) -> SliceTable:
+    slices = torch.empty(from_sides.shape[0], 7, dtype=torch.int64)
     counts_in, counts_out, rows_out = from_sides.prod(1), to_sides.prod(1), to_sides[:, 0]
-    table[:, 0] = counts_in.cumsum(0) - counts_in
-    table[:, 1:3] = from_sides
-    table[:, 3] = counts_out.cumsum(0) - counts_out
-    table[:, 4:6] = to_sides
-    table[:, 6] = rows_out.cumsum(0) - rows_out
-    return table, int(counts_out.sum()), int(rows_out.sum())
+    slices[:, 0] = counts_in.cumsum(0) - counts_in
+    slices[:, 1:3] = from_sides
+    slices[:, 3] = counts_out.cumsum(0) - counts_out
+    slices[:, 4:6] = to_sides
+    slices[:, 6] = rows_out.cumsum(0) - rows_out
+    return SliceTable(slices, int(counts_in.sum()), int(counts_out.sum()), int(rows_out.sum()))
+
+
+# A grid as its bytes, which are hashed faster than tensors are added up.
+_Grids = tuple[bytes, bytes]
+
+
+def _grids(grid_thw: Tensor, target_hw: Tensor) -> _Grids:
+    grid, target = grid_thw.cpu().contiguous(), target_hw.cpu().contiguous()
+    return grid.numpy().tobytes(), target.numpy().tobytes()
 
 
 @functools.lru_cache(maxsize=256)
-def _device_table(table_bytes: bytes, device: torch.device) -> Tensor:
-    table = torch.frombuffer(bytearray(table_bytes), dtype=torch.int64).view(-1, 7)
-    return table.to(device)
+def _table(grids: _Grids, backward: bool) -> SliceTable:
+    grid, target = (torch.frombuffer(bytearray(values), dtype=torch.int64) if values else None for values in grids)
+    empty = torch.empty(0, dtype=torch.int64)
+    sides = _slice_sides(
+        *((empty if values is None else values).view(-1, columns) for values, columns in ((grid, 3), (target, 2)))
+    )
+    return _slice_table(*(reversed(sides) if backward else sides))
 
 
-def _table_on(table: Tensor, device: torch.device) -> Tensor:
+@functools.lru_cache(maxsize=256)
+def _tables_on_device(grids: _Grids, backward: bool, device: torch.device) -> DeviceTables:
+    return device_tables(_table(grids, backward), device)
+
+
+def device_tables(table: SliceTable, device: torch.device) -> DeviceTables:
+    """The tables as the CUDA kernel reads them; copied before this returns, so that every stream may read them."""
+    counts = table.slices[:, 4] * table.slices[:, 5]
+    slice_of_token = torch.arange(counts.shape[0], dtype=torch.int32).repeat_interleave(counts)
+    return DeviceTables(table.slices.to(device), slice_of_token.to(device))
+
+
+def _tables(grids: _Grids, backward: bool, device: torch.device) -> DeviceTables:
     if device.type == "cpu":
-        return table
-    on_device = _device_table(table.numpy().tobytes(), device)
+        return DeviceTables(_table(grids, backward).slices, None)
+    tables = _tables_on_device(grids, backward, device)
     if torch.cuda.is_current_stream_capturing():
-        _kept_for_graphs.append(on_device)
-    return on_device
+        _kept_for_graphs.append(tables)
+    else:
+        # The cache may drop them while a kernel on this stream still reads: their memory must wait for it.
+        for values in tables:
+            if values is not None:
+                values.record_stream(torch.cuda.current_stream(device))
+    return tables
 
 
-def _resample(values: Tensor, from_sides: Tensor, to_sides: Tensor, *, backward: bool) -> Tensor:
+def _resample(values: Tensor, grids: _Grids, *, backward: bool) -> Tensor:
     require_cuda_build("token_resample", values.device)
-    table, num_out, num_grid_rows = _slice_table(from_sides, to_sides)
-    out = values.new_empty(num_out, values.shape[1])
-    source, slices = values.contiguous(), _table_on(table, values.device)
+    table = _table(grids, backward)
+    out = values.new_empty(table.num_out, values.shape[1])
     if out.numel() == 0:
         return out
-    params = native_params(source, out, slices, num_grid_rows, backward=backward)
+    source = values.contiguous()  # lives until the launch, as the tables do
+    tables = _tables(grids, backward, values.device)
+    params = native_params(source, out, table, tables, backward=backward)
     if values.device.type == "cpu":
         _C.token_resample_cpu(params, torch.get_num_threads())
     else:
@@ -154,14 +195,18 @@ def _resample(values: Tensor, from_sides: Tensor, to_sides: Tensor, *, backward:
 
 
 def native_params(
-    source: Tensor, out: Tensor, slices: Tensor, num_grid_rows: int, *, backward: bool
+    source: Tensor, out: Tensor, table: SliceTable, tables: DeviceTables, *, backward: bool
 ) -> _C.TokenResampleParams:
     """Contiguous [n, D] to [m, D] of one dtype by a table of slices, all on one device, as native code takes them."""
+    num_slices = table.slices.shape[0]
     return _C.TokenResampleParams(
         native.address(source, out.dtype, source.numel(), out.device),
         out.data_ptr(),
-        native.address(slices, torch.int64, slices.shape[0] * 7, out.device),
-        (slices.shape[0], out.shape[0], num_grid_rows, out.shape[1]),
+        (
+            native.address(tables.slices, torch.int64, num_slices * 7, out.device),
+            native.address(tables.slice_of_token, torch.int32, table.num_out, out.device),
+        ),
+        (num_slices, out.shape[0], table.num_grid_rows, out.shape[1]),
         native.element_type(out),
         backward,
     )
@@ -170,8 +215,14 @@ def native_params(
 @torch.library.custom_op("zoomzero::token_resample", mutates_args=())
 def _token_resample(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tensor:
     _check_arguments(tokens, grid_thw, target_hw)
-    source, target = _slice_sides(tokens.shape[0], grid_thw, target_hw)
-    return _resample(tokens, source, target, backward=False)
+    grids = _grids(grid_thw, target_hw)
+    expected = _table(grids, False).num_in
+    if expected != tokens.shape[0]:
+        raise ValueError(
+            f"token_resample: tokens must have sum(t*h*w) = {expected} rows, got {tokens.shape[0]}; count grid_thw in "
+            "merged tokens, not in patches"
+        )
+    return _resample(tokens, grids, backward=False)
 
 
 @_token_resample.register_fake
@@ -182,8 +233,7 @@ def _token_resample_fake(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) ->
 
 @torch.library.custom_op("zoomzero::token_resample_backward", mutates_args=())
 def _token_resample_backward(grad: Tensor, grid_thw: Tensor, target_hw: Tensor, num_tokens: int) -> Tensor:
-    source, target = _slice_sides(num_tokens, grid_thw, target_hw)
-    return _resample(grad, target, source, backward=True)
+    return _resample(grad, _grids(grid_thw, target_hw), backward=True)
 
 
 @_token_resample_backward.register_fake

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <tuple>
 
 #include "bindings.h"
 #include "common/addresses.h"
@@ -11,14 +12,16 @@
 namespace zoomzero {
 namespace {
 
-// slices: int64 [num_slices, 7] in the order of TokenSlice; counts: slices, output tokens, output grid rows, channels.
-TokenResampleParams token_resample_params(Address in, Address out, Address slices, const std::array<int64_t, 4>& counts,
-                                          ElementType type, bool backward) {
+// tables: slices, int64 [num_slices, 7] in the order of TokenSlice, and the slice of each output token, int32, or 0 for
+// the CPU; counts: slices, output tokens, output grid rows, channels.
+TokenResampleParams token_resample_params(Address in, Address out, const std::array<Address, 2>& tables,
+                                          const std::array<int64_t, 4>& counts, ElementType type, bool backward) {
   static_assert(sizeof(TokenSlice) == 7 * sizeof(int64_t));
   const auto& [num_slices, num_out, num_grid_rows, dim] = counts;
   return {pointer<const void>(in),
           pointer<void>(out),
-          pointer<const TokenSlice>(slices),
+          pointer<const TokenSlice>(tables[0]),
+          pointer<const int32_t>(tables[1]),
           num_slices,
           num_out,
           num_grid_rows,
@@ -34,10 +37,12 @@ void launch_on_cuda(const TokenResampleParams& params, int32_t device, Address s
 }
 #endif
 
-// The bytes of the parameter that a launch would pass to the CUDA kernel, for tools that run the compiled kernel
-// without a GPU.
-pybind11::bytes token_resample_launch(const TokenResampleParams& params) {
-  return pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params));
+// What a launch would pass to the CUDA kernel: the bytes of its parameter, blocks, threads of a block, and whether it
+// is the kernel of vectors. For tools that run the compiled kernel without a GPU.
+std::tuple<pybind11::bytes, int64_t, int32_t, bool> token_resample_launch(const TokenResampleParams& params) {
+  const TokenResampleLaunch launch = plan_token_resample_cuda(params);
+  return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)), launch.blocks, launch.threads,
+          launch.vectors};
 }
 
 }  // namespace

@@ -72,22 +72,24 @@ inline const void* to_elements(const float* sums, int64_t count, Float16Bits* ro
 
 // One row of output cells of a slice.
 template <typename T>
-void resample_row(const TokenResampleParams& p, const TokenSlice& slice, int64_t row, CopyOut copy_out, bool stream) {
+void resample_row(const TokenResampleParams& p, const TokenSlice& slice, int32_t row, CopyOut copy_out, bool stream) {
   alignas(64) float sums[kBlock];
   alignas(64) T rounded[kBlock];
-  const float unit_h = 1.0f / static_cast<float>(p.backward ? slice.out_h : slice.in_h);
-  const float unit_w = 1.0f / static_cast<float>(p.backward ? slice.out_w : slice.in_w);
-  const CellRange ys = covered_cells(row, slice.out_h, slice.in_h);
-  for (int64_t column = 0; column < slice.out_w; ++column) {
-    const CellRange xs = covered_cells(column, slice.out_w, slice.in_w);
+  const auto in_h = static_cast<int32_t>(slice.in_h), in_w = static_cast<int32_t>(slice.in_w);
+  const auto out_h = static_cast<int32_t>(slice.out_h), out_w = static_cast<int32_t>(slice.out_w);
+  const float unit_h = 1.0f / static_cast<float>(p.backward ? out_h : in_h);
+  const float unit_w = 1.0f / static_cast<float>(p.backward ? out_w : in_w);
+  const CellRange ys = covered_cells(row, out_h, in_h);
+  for (int32_t column = 0; column < out_w; ++column) {
+    const CellRange xs = covered_cells(column, out_w, in_w);
     T* out = static_cast<T*>(p.out) + (slice.first_out + row * slice.out_w + column) * p.dim;
     for (int64_t first = 0; first < p.dim; first += kBlock) {
       const int64_t count = std::min(kBlock, p.dim - first);
       std::fill(sums, sums + count, 0.0f);
-      for (int64_t y = ys.first; y < ys.end; ++y) {
-        const float weight_y = static_cast<float>(overlap(row, slice.out_h, y, slice.in_h)) * unit_h;
-        for (int64_t x = xs.first; x < xs.end; ++x) {
-          const float weight_x = static_cast<float>(overlap(column, slice.out_w, x, slice.in_w)) * unit_w;
+      for (int32_t y = ys.first; y < ys.end; ++y) {
+        const float weight_y = static_cast<float>(overlap(row, out_h, y, in_h)) * unit_h;
+        for (int32_t x = xs.first; x < xs.end; ++x) {
+          const float weight_x = static_cast<float>(overlap(column, out_w, x, in_w)) * unit_w;
           const T* in = static_cast<const T*>(p.in) + (slice.first_in + y * slice.in_w + x) * p.dim + first;
           add_scaled(in, count, weight_y * weight_x, sums);
         }
@@ -106,7 +108,7 @@ void resample(const TokenResampleParams& p, CopyOut copy_out, int64_t begin_item
   --slice;
   for (int64_t item = begin_item; item < end_item; ++item) {
     while (item >= slice->first_out_grid_row + slice->out_h) ++slice;
-    resample_row<T>(p, *slice, item - slice->first_out_grid_row, copy_out, stream);
+    resample_row<T>(p, *slice, static_cast<int32_t>(item - slice->first_out_grid_row), copy_out, stream);
   }
 }
 

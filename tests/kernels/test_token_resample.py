@@ -1,6 +1,5 @@
 """token_resample against the reference in float64, torch's pooling, and its own compiled CUDA kernel."""
 
-import re
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C, reference, token_resample
+from zoomzero_kernels.token_resample import _slice_sides, _slice_table, device_tables, native_params
 
 # (grid_thw, target_hw): pooling by whole ratios, odd ratios, one axis each way, upsampling, to one token, several
 # videos.
@@ -189,21 +189,21 @@ def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -
 def test_compiled_kernel(
     kernel: Any, order: int, grid: list[list[int]], target: list[list[int]], dtype: torch.dtype, width: int
 ) -> None:
-    from zoomzero_kernels.token_resample import _slice_sides, _slice_table, native_params
-
     tokens, grid_thw, target_hw = make_case(grid, target, width, dtype)
-    source, targets = _slice_sides(tokens.shape[0], grid_thw, target_hw)
-    vector = 16 // tokens.element_size() if width % 8 == 0 else 1
-    element = {torch.float32: "f", torch.bfloat16: "13__nv_bfloat16", torch.float16: "6__half"}[dtype]
-    (name,) = [name for name in kernel.kernels if re.search(rf"I{element}Li{vector}E", name)]
+    source, targets = _slice_sides(grid_thw, target_hw)
     grad = torch.ones(int(targets.prod(1).sum()), width).to(dtype) * 1.5
     for backward, values, sides in ((False, tokens, (source, targets)), (True, grad, (targets, source))):
-        table, num_out, num_grid_rows = _slice_table(*sides)
-        on_cpu = torch.empty(num_out, width, dtype=dtype)
-        params = native_params(values, on_cpu, table, num_grid_rows, backward=backward)
-        _C.token_resample_cpu(params, 1)
+        table = _slice_table(*sides)
+        tables = device_tables(table, torch.device("cpu"))
+        on_cpu = torch.empty(table.num_out, width, dtype=dtype)
+        _C.token_resample_cpu(native_params(values, on_cpu, table, tables, backward=backward), 1)
         out = torch.full_like(on_cpu, float("nan"))
-        params = native_params(values, out, table, num_grid_rows, backward=backward)
-        launched = _C.token_resample_launch(params)
-        kernel.launch(name, num_out, 128, [launched], order=order, extra=[values, out, table])
+        params, blocks, threads, vectors = _C.token_resample_launch(
+            native_params(values, out, table, tables, backward=backward)
+        )
+        assert vectors == (width % 8 == 0)
+        element_type = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[dtype]
+        (name,) = [name for name in kernel.kernels if f"ElementTypeE{element_type}ELb{int(vectors)}E" in name]
+        assert tables.slice_of_token is not None
+        kernel.launch(name, blocks, threads, [params], order=order, extra=[values, out, *tables])
         torch.testing.assert_close(out, on_cpu)

@@ -281,8 +281,9 @@ void check_token_resample(ElementType type, bool backward, int32_t num_threads) 
   }
   Elements in(type, static_cast<size_t>(num_in) * kDim), out(type, static_cast<size_t>(num_out) * kDim);
   for (size_t i = 0; i < static_cast<size_t>(num_in) * kDim; ++i) in.set(i, uniform(-2, 2));
-  token_resample_cpu({in.bytes.data(), out.bytes.data(), slices.data(), 2, num_out, grid_rows, kDim, backward, type},
-                     num_threads);
+  token_resample_cpu(
+      {in.bytes.data(), out.bytes.data(), slices.data(), nullptr, 2, num_out, grid_rows, kDim, backward, type},
+      num_threads);
   for (const TokenSlice& s : slices) {
     for (int64_t cell = 0; cell < s.out_h * s.out_w; ++cell) {
       for (size_t d = 0; d < kDim; d += 103) {
