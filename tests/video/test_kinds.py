@@ -481,3 +481,19 @@ def test_addresses_of_files_are_files(tmp_path: Path) -> None:
         open_video("file:///no/such/film.mp4")
     with pytest.raises(VideoError, match="names a file on the machine 'elsewhere', not on this one"):
         open_video("file://elsewhere/film.mp4")
+
+
+# -- times that are stated for some frames only ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("codec", "b_frames"), [("mpeg2video", 2), ("mpeg1video", 2), ("libx264", 2)])
+def test_program_streams_far_from_their_start(tmp_path: Path, codec: str, b_frames: int) -> None:
+    """A pack holds many frames and the time of one; after a seek the demuxer makes up other times for the rest."""
+    path = write_numbers(tmp_path / "film.mpg", codec, range(160), gop=20, b_frames=b_frames)
+    with open_video(path) as video:
+        check_every_way(video, list(range(160)))
+        assert video.damage is None
+        assert video.table.oddity is None
+        for plan in ([155, 12], [40, 80, 120], [59, 60, 61, 139]):
+            with open_video(path) as fresh:
+                assert numbers_in(fresh.frames_at(fresh.timestamps[plan])[0]) == plan

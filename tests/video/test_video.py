@@ -156,16 +156,16 @@ def test_streams_that_take_turns_still_get_their_own_frames(folder: Path, spec: 
 
 
 def test_streaming_decodes_each_packet_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoomzero.video.pyav import PyAVVideo
+    from zoomzero.video.frame_reader import FrameReader
 
     packets: list[int] = []
-    original = PyAVVideo._decoded
+    original = FrameReader._decoded
 
-    def counted(self: PyAVVideo, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def counted(self: FrameReader, packet: av.Packet | None) -> list[av.VideoFrame]:
         packets.append(1)
         return original(self, packet)
 
-    monkeypatch.setattr(PyAVVideo, "_decoded", counted)
+    monkeypatch.setattr(FrameReader, "_decoded", counted)
     with open_video(plain) as video:
         for _ in video.stream(np.arange(0, video.duration, 0.1), chunk=3):
             pass
@@ -173,17 +173,17 @@ def test_streaming_decodes_each_packet_once(plain: Path, monkeypatch: pytest.Mon
 
 
 def test_sparse_times_jump_from_key_frame_to_key_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoomzero.video.pyav import PyAVVideo
+    from zoomzero.video.frame_reader import FrameReader
 
     path = write_clip(folder, ClipSpec("sparse.mp4", num_frames=600, gop=30))
     packets: list[int] = []
-    original = PyAVVideo._decoded
+    original = FrameReader._decoded
 
-    def counted(self: PyAVVideo, packet: av.Packet | None) -> list[av.VideoFrame]:
+    def counted(self: FrameReader, packet: av.Packet | None) -> list[av.VideoFrame]:
         packets.append(1)
         return original(self, packet)
 
-    monkeypatch.setattr(PyAVVideo, "_decoded", counted)
+    monkeypatch.setattr(FrameReader, "_decoded", counted)
     with open_video(path, num_threads=1) as video:
         frames, _ = video.frames_at([0.1, 5.1, 10.1, 15.1])
         assert numbers_in(frames) == [3, 153, 303, 453]

@@ -33,6 +33,9 @@ Ticks = npt.NDArray[np.int64]
 
 # A last frame is believed to last this many usual steps, or as long as the longest step before it.
 MOST_LAST_STEPS = 10
+# Containers that state some frames' times only: the demuxer makes up the others, differently after a seek. Places are
+# told by the number of their packet there, as where the clock restarts.
+INTERPOLATING_FORMATS = ("mpeg",)
 # Neighbouring frames further apart than this are named in `damage`.
 LONGEST_SILENT_GAP_SECONDS = 60.0
 # Of joints and gaps, so many are named one by one.
@@ -51,7 +54,7 @@ class FrameTable:
         damage: what is missing, in words, or None for a whole file.
         untimed: packets carry no times, so the n-th decoded frame is the n-th entry and only decoding from the start
             tells which frame is which.
-        joints: where the container's clock restarts, or None.
+        joints: where the container's clock restarts; also where places are to be told by the numbers of packets.
         ends_early: packets are missing at the end, so that the last one may be half a frame.
         oddity: why another reader's frame numbers, or its own choice of key frames, would be wrong here, or None.
     """
@@ -211,12 +214,14 @@ def read_table(
     pts = np.concatenate([part.pts + part.offset for part in parts])
     keys = np.concatenate([part.keys + part.offset for part in parts])
     last = _last_duration(found, parts[-1], pts, step)
-    joints = _joints(parts, starts, keys) if len(starts) > 1 else None
+    has_restarts = len(starts) > 1
+    by_number = has_restarts or container.format.name in INTERPOLATING_FORMATS
+    joints = _joints(parts, starts, keys) if by_number else None
     order = np.unique(keys) if len(keys) else pts[:1]
     ends_early = _num_cut_off(found, container, stream) > 0 or found.failures.final is not None
     table = FrameTable(pts, order, time_base, int(pts[-1]) + last, joints=joints, ends_early=ends_early)
-    damage += _joint_damage(parts, table) + _gap_damage(table)
-    oddity = damage[0] if num_lost or joints else ("key frame flags are wrong" if found.flags_lie else None)
+    damage += (_joint_damage(parts, table) if has_restarts else []) + _gap_damage(table)
+    oddity = damage[0] if num_lost or has_restarts else ("key frame flags are wrong" if found.flags_lie else None)
     return replace(table, damage="; ".join(damage) or None, oddity=oddity)
 
 
@@ -325,8 +330,6 @@ def _num_cut_off(found: PacketList, container: av.container.InputContainer, stre
 
 
 def _joint_damage(parts: list[_Part], table: FrameTable) -> list[str]:
-    if table.joints is None:
-        return []
     origin = int(table.pts[0])
     at = [float((int(part.pts[0]) + part.offset - origin) * table.time_base) for part in parts[1:]]
     if not at:
