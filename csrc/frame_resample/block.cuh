@@ -83,8 +83,7 @@ __device__ void load_runs(const FrameResampleParams& p, const FrameResampleLaunc
   const int ps = p.patches.patch_size;
   const int num_runs = ps == 0 ? kChannels * launch.band_rows : strip.columns / ps * kChannels;
   for (int r = threadIdx.x; r < num_runs; r += blockDim.x) {
-    const int c = ps == 0 ? r / launch.band_rows : r % kChannels;
-    const int dy = ps == 0 ? r % launch.band_rows : 0, dx = ps == 0 ? 0 : r / kChannels * ps;
+    const int c = r % kChannels, dy = ps == 0 ? r / kChannels : 0, dx = ps == 0 ? 0 : r / kChannels * ps;
     const OutputRun where = output_run(p, 0, dy, strip.x0 + dx);
     runs[r] = {where.first + c * where.channel_stride, p.scale[c],
                strip.exists ? p.shift[c] : __int_as_float(0x7FC00000)};
@@ -117,7 +116,7 @@ __device__ void load_places(const FrameResampleParams& p, const FrameResampleLau
     const int vector = i / kVectorColumns;
     const int c = vector / vectors, x = vector % vectors * kVectorColumns + i % kVectorColumns;
     places[vector].at[i % kVectorColumns] =
-        ps == 0 ? c * launch.band_rows * launch.run_pitch + x : (x / ps * kChannels + c) * launch.run_pitch + x % ps;
+        ps == 0 ? c * launch.run_pitch + x : (x / ps * kChannels + c) * launch.run_pitch + x % ps;
   }
 }
 

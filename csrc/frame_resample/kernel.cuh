@@ -37,7 +37,7 @@ __device__ __forceinline__ uint32_t packed_halves(float first, float second) {
 }
 
 template <ElementType kType>
-__device__ __forceinline__ void store_vector(void* output, int64_t element, const float (&v)[kVectorColumns]) {
+__device__ __forceinline__ void store(void* output, int64_t element, const float (&v)[kVectorColumns]) {
   if constexpr (kType == ElementType::kFloat32) {
     *reinterpret_cast<float4*>(static_cast<float*>(output) + element) = make_float4(v[0], v[1], v[2], v[3]);
   } else {
@@ -47,47 +47,47 @@ __device__ __forceinline__ void store_vector(void* output, int64_t element, cons
 }
 
 template <ElementType kType>
-__device__ __forceinline__ void store_one(void* output, int64_t element, float value) {
+__device__ __forceinline__ void store(void* output, int64_t element, const float (&v)[1]) {
   if constexpr (kType == ElementType::kFloat32) {
-    static_cast<float*>(output)[element] = value;
+    static_cast<float*>(output)[element] = v[0];
   } else {
-    static_cast<uint16_t*>(output)[element] = static_cast<uint16_t>(packed_halves<kType>(value, 0.0f));
+    static_cast<uint16_t*>(output)[element] = static_cast<uint16_t>(packed_halves<kType>(v[0], 0.0f));
   }
 }
 
-// Finished bytes of the band -> output, normalised. `first`: the band's first element; `copies`: frames that get them.
-template <ElementType kType>
-__device__ void store_band(const FrameResampleParams& p, const FrameResampleLaunch& launch, const Strip& strip,
-                           unsigned item, int num_rows, int64_t first, int copies, const Run* runs,
-                           const uint8_t* finished) {
-  const int ps = p.patches.patch_size;
-  const int num_runs = ps == 0 ? kChannels * launch.band_rows : strip.columns / ps * kChannels;
-  const int elements = ps == 0 ? strip.columns : num_rows * ps;
-  const int64_t copy_step = int64_t{ps} * ps;  // to the same pixel of the next frame of a temporal patch
-  const int width = launch.stores_vectors ? kVectorColumns : 1;
+// What a block stores of a band.
+struct Band {
+  int64_t first;  // element of the output
+  int num_runs, elements_of_run;
+  int copies;         // frames of a temporal patch that get it
+  int64_t copy_step;  // elements from one to the next
+};
+
+// Finished bytes of the band -> output, normalised, kWidth side by side at once.
+template <ElementType kType, int kWidth>
+__device__ __forceinline__ void store_runs(void* output, const FrameResampleLaunch& launch, const Band& band,
+                                           unsigned item, const Run* runs, const uint8_t* finished) {
 #pragma unroll 1
-  for (int part = column_of(item); part * width < elements; part += launch.store_grid.column_step) {
+  for (int part = column_of(item); part * kWidth < band.elements_of_run; part += launch.store_grid.column_step) {
 #pragma unroll 1
-    for (int r = row_of(item); r < num_runs; r += launch.store_grid.row_step) {
-      if (ps == 0 && r % launch.band_rows >= num_rows) continue;
+    for (int r = row_of(item); r < band.num_runs; r += launch.store_grid.row_step) {
       const Run run = runs[r];
-      const uint8_t* bytes = finished + r * launch.run_pitch + part * width;
-      const int64_t element = first + run.offset + part * width;
-      if (launch.stores_vectors) {
-        const uint32_t word = *reinterpret_cast<const uint32_t*>(bytes);
-        float values[kVectorColumns];
-#pragma unroll
-        for (int i = 0; i < kVectorColumns; ++i) {
-          values[i] = __fmaf_rn(static_cast<float>((word >> (8 * i)) & 0xFF), run.scale, run.shift);
-        }
-#pragma unroll 1
-        for (int copy = 0; copy < copies; ++copy) {
-          store_vector<kType>(p.output, element + copy * copy_step, values);
-        }
+      const uint8_t* bytes = finished + r * launch.run_pitch + part * kWidth;
+      int64_t element = band.first + run.offset + part * kWidth;
+      uint32_t word;
+      if constexpr (kWidth == 1) {
+        word = *bytes;
       } else {
-        const float value = __fmaf_rn(static_cast<float>(*bytes), run.scale, run.shift);
+        word = *reinterpret_cast<const uint32_t*>(bytes);
+      }
+      float values[kWidth];
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) {
+        values[i] = __fmaf_rn(static_cast<float>((word >> (8 * i)) & 0xFF), run.scale, run.shift);
+      }
 #pragma unroll 1
-        for (int copy = 0; copy < copies; ++copy) store_one<kType>(p.output, element + copy * copy_step, value);
+      for (int copy = 0; copy < band.copies; ++copy, element += band.copy_step) {
+        store<kType>(output, element, values);
       }
     }
   }
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
     frame_resample_kernel(const FrameResampleParams p, const FrameResampleLaunch launch) {
   extern __shared__ __align__(16) uint8_t shared[];
   uint32_t* ring = reinterpret_cast<uint32_t*>(shared + launch.ring_at);
-  int64_t* band = reinterpret_cast<int64_t*>(shared + launch.band_at);  // its first element of the output
+  int64_t* first_element = reinterpret_cast<int64_t*>(shared + launch.band_at);  // of the band in the output
   Run* runs = reinterpret_cast<Run*>(shared + launch.runs_at);
   Places* places = reinterpret_cast<Places*>(shared + launch.places_at);
   Column* columns = reinterpret_cast<Column*>(shared + launch.columns_at);
@@ -123,8 +123,11 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
   strip.packed = p.stride_pixel == kChannels && p.stride_channel == 1;
 
   // The last frame fills what is left of its temporal patch.
-  const int tp = p.patches.patch_size == 0 ? 1 : p.patches.temporal_patch_size;
-  const int copies = slot + 1 == p.num_frames ? tp - static_cast<int>(slot % tp) : 1;
+  const bool planar = p.patches.patch_size == 0;
+  const int tp = planar ? 1 : p.patches.temporal_patch_size;
+  Band band;
+  band.copies = slot + 1 == p.num_frames ? tp - static_cast<int>(slot % tp) : 1;
+  band.copy_step = int64_t{p.patches.patch_size} * p.patches.patch_size;
   const int first_y = in_frame / launch.num_strips * launch.block_rows;
   const int last_y = min(first_y + launch.block_rows, p.out_h);
   const int end = (p.vertical.starts[last_y - 1] + p.vertical.sizes[last_y - 1] + kGroupRows - 1) / kGroupRows;
@@ -165,10 +168,17 @@ __global__ void __launch_bounds__(kMaxThreads, kMinBlocks)
     __syncthreads();
     // Between the barriers, as the band before is stored until the first of them. By a thread of the last warp, which
     // has the least to do.
-    if (threadIdx.x == blockDim.x - 1) *band = output_run(p, slot, y, 0).first;
+    if (threadIdx.x == blockDim.x - 1) *first_element = output_run(p, slot, y, 0).first;
     vertical_pass(p, launch, vertical_item, num_rows, rows, vertical_weights, places, ring, finished);
     __syncthreads();
-    store_band<kType>(p, launch, strip, store_item, num_rows, *band, copies, runs, finished);
+    band.first = *first_element;
+    band.num_runs = kChannels * (planar ? num_rows : strip.columns / p.patches.patch_size);
+    band.elements_of_run = planar ? strip.columns : num_rows * p.patches.patch_size;
+    if (!launch.stores_vectors) {
+      store_runs<kType, 1>(p.output, launch, band, store_item, runs, finished);
+    } else {
+      store_runs<kType, kVectorColumns>(p.output, launch, band, store_item, runs, finished);
+    }
   }
 }
 

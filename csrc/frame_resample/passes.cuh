@@ -96,7 +96,7 @@ __device__ void vertical_pass(const FrameResampleParams& p, const FrameResampleL
   const int precision = p.vertical.precision;
   const int group_step = kChannels * launch.ring_pitch, ring_words = launch.ring_groups * group_step;
   const uint32_t* end = ring + ring_words;
-  const int row_step = p.patches.patch_size == 0 ? launch.run_pitch : p.patches.patch_size;
+  const int row_step = p.patches.patch_size == 0 ? kChannels * launch.run_pitch : p.patches.patch_size;
 #pragma unroll 1
   for (int vector = column_of(item); vector < launch.vertical_grid.columns;
        vector += launch.vertical_grid.column_step) {
