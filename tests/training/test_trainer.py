@@ -303,7 +303,8 @@ def test_a_step_trains_what_it_should(build: Build, varied_rewards: None, freeze
     for name in (
         "loss", "reward", "rewards/format/mean", "rewards/zoom/mean", "rewards/iou/mean", "rewards/answer/mean", "miou",
         "zoom_accuracy", "zoom_prompts", "fraction_without_span", "clip_ratio/region_mean", "kl", "entropy",
-        "seconds/frames", "seconds/generation", "seconds/rewards", "seconds/reference", "seconds/loss", "step_time",
+        "seconds/frames", "seconds/waited_for_frames", "seconds/generation", "seconds/rewards", "seconds/reference",
+        "seconds/loss", "step_time",
         "completions/mean_length", "completions/clipped_ratio",
     ):  # fmt: skip
         assert name in logs, name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from zoomzero.inputs import Shown, VideoInputs
 from zoomzero.looks import Context, Look, PreparedPrompt
 from zoomzero.looks.byte_bounded import ByteBoundedCache
+from zoomzero.looks.parallel_reads import ParallelReads
 from zoomzero.looks.videos import VideoSource
 from zoomzero.models import mrope_positions
 from zoomzero.models.encoding import PlacedVideo, video_features
@@ -58,6 +59,7 @@ class PromptEncoder:
         videos: where looks find their videos, and frames that were read before their turn.
         freeze_vision: cache features rather than pixels.
         feature_bytes: bound of that cache.
+        num_decoders: looks whose frames are read side by side, in threads; 1 reads one after the other.
     """
 
     def __init__(
@@ -68,14 +70,16 @@ class PromptEncoder:
         *,
         freeze_vision: bool,
         feature_bytes: int,
+        num_decoders: int = 1,
     ) -> None:
         self.processor = processor
         self.model = model
         self.videos = videos
         self.freeze_vision = freeze_vision
-        # Seconds spent on reading frames so far, for those who tell reading from encoding.
+        # Seconds spent on reading frames, or on waiting for them, so far: for those who tell reading from encoding.
         self.read_seconds = 0.0
         self._frames: ByteBoundedCache[Frames] = ByteBoundedCache(feature_bytes, lambda item: item.visual.nbytes)
+        self._reads = ParallelReads(processor.read, num_decoders)
         self._texts: ByteBoundedCache[tuple[Tensor, Tensor]] = ByteBoundedCache(
             MAX_TEXTS, lambda pair: pair[0].nbytes + pair[1].nbytes
         )
@@ -108,6 +112,25 @@ class PromptEncoder:
             )
         return prepared
 
+    def expect(self, looks: Iterable[Look]) -> None:
+        """Start reading the frames of the first few of the looks, whose turn comes after other work."""
+        for look in looks:
+            if not self._reads.has_room:
+                return
+            if look.frames_key not in self._frames and look.frames_key not in self._reads:
+                self._start_reading(look)
+
+    def _start_reading(self, look: Look) -> None:
+        try:
+            patches = self.videos.take_patches(look.frames_key)
+            if patches is not None:
+                self._reads.keep(look.frames_key, patches)
+            elif (video := self.videos.get(look.video)).backend != "dali":
+                self._reads.submit(look.frames_key, video, look.plan)
+        except VideoError:
+            # Its turn comes, and the error with it.
+            return
+
     def forget(self) -> None:
         """Drop all features and texts: for a model whose weights may change before the next look."""
         self._frames.clear()
@@ -123,7 +146,9 @@ class PromptEncoder:
             else:
                 found[look.frames_key] = part
         waiting: dict[Hashable, VideoPatches] = {}
+        later = iter(missing.values())
         for key, look in missing.items():
+            self.expect(later)
             try:
                 waiting[key] = self._read(key, look)
             except VideoError as error:
@@ -139,7 +164,8 @@ class PromptEncoder:
     def _read(self, key: Hashable, look: Look) -> VideoPatches:
         started = time.perf_counter()
         try:
-            return self.videos.take_patches(key) or self.processor.read(self.videos.get(look.video), look.plan)
+            patches = self._reads.take(key) or self.videos.take_patches(key)
+            return patches or self.processor.read(self.videos.get(look.video), look.plan)
         finally:
             self.read_seconds += time.perf_counter() - started
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from zoomzero.limits import NUM_DECODERS
 from zoomzero.patches import VideoPatches
 from zoomzero.video import Video
 
-NUM_THREADS = 2
 THREAD_NAME = "zoomzero-ahead"
 
 
@@ -48,8 +48,9 @@ class ReadAhead:
     are taken in the order they were submitted, so that taking of one drops what is left of those before it.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, num_threads: int = NUM_DECODERS) -> None:
         self._max_bytes = max_bytes
+        self._num_threads = num_threads
         self._num_bytes = 0
         self._lock = threading.Lock()
         self._items: dict[str, _Item] = {}
@@ -65,7 +66,7 @@ class ReadAhead:
         for path, read in reads:
             if path in self._items:
                 continue
-            self._pool = self._pool or ThreadPoolExecutor(NUM_THREADS, thread_name_prefix=THREAD_NAME)
+            self._pool = self._pool or ThreadPoolExecutor(self._num_threads, thread_name_prefix=THREAD_NAME)
             item = _Item(self._turn)
             item.future = self._pool.submit(self._run, read, item)
             self._items[path] = item

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoomzero.annotations.durations import DurationCheck
 from zoomzero.inputs import VideoInputs
+from zoomzero.limits import NUM_DECODERS
 from zoomzero.looks import Look, PreparedPrompt
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.looks.videos import BatchVideos
@@ -28,6 +29,7 @@ class RowEncoder(PromptEncoder):
         frame_bytes: bound of the decoded frames of small videos kept in memory.
         ahead_bytes: bound of what is read before its turn, 0 to read nothing ahead.
         time_limit: seconds after which a decoder without a sign of life is stopped, None to decode in this process.
+        num_decoders: videos read side by side, each in a decoding process of its own where there is a time limit.
     """
 
     videos: BatchVideos
@@ -42,9 +44,23 @@ class RowEncoder(PromptEncoder):
         frame_bytes: int,
         ahead_bytes: int = 0,
         time_limit: float | None = None,
+        num_decoders: int = NUM_DECODERS,
     ) -> None:
-        videos = BatchVideos(processor, frame_bytes=frame_bytes, ahead_bytes=ahead_bytes, time_limit=time_limit)
-        super().__init__(processor, model, videos, freeze_vision=freeze_vision, feature_bytes=feature_bytes)
+        videos = BatchVideos(
+            processor,
+            frame_bytes=frame_bytes,
+            ahead_bytes=ahead_bytes,
+            time_limit=time_limit,
+            num_decoders=num_decoders,
+        )
+        super().__init__(
+            processor,
+            model,
+            videos,
+            freeze_vision=freeze_vision,
+            feature_bytes=feature_bytes,
+            num_decoders=num_decoders,
+        )
         # Which frames the coarse pass of a path sees.
         self._coarse_keys: dict[str, Hashable] = {}
         self._durations = DurationCheck()
@@ -84,10 +100,12 @@ class RowEncoder(PromptEncoder):
 
     def end_batch(self, rows: Iterable[Row]) -> None:
         """Drop what was read ahead for a batch that is done, as far as it was not needed."""
+        self._reads.clear()
         self.videos.end_batch({row["video"] for row in rows})
 
     def stop_reading_ahead(self) -> None:
         """End the background threads; a later `read_ahead` starts them anew."""
+        self._reads.close()
         self.videos.stop()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable, Mapping
 from typing import Any, Protocol
 
 from zoomzero.inputs import VideoInputs
+from zoomzero.limits import NUM_DECODERS
 from zoomzero.looks import frames_key
 from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.looks.read_ahead import Read, ReadAhead, ReadVideo, Reserve
@@ -68,9 +69,11 @@ class VideoStore:
     """Videos by path, at most `max_bytes` of decoded frames. A path that could not be read once is not tried again.
 
     time_limit: seconds after which a decoder without a sign of life is stopped, None to decode in this process.
+    num_decoders: with a time limit, the processes that decode side by side.
     """
 
-    def __init__(self, max_bytes: int, time_limit: float | None = None) -> None:
+    def __init__(self, max_bytes: int, time_limit: float | None = None, num_decoders: int = NUM_DECODERS) -> None:
+        self._num_decoders = num_decoders
         self._largest = int(max_bytes * LARGEST_SHARE)
         self._time_limit = time_limit
         self._videos: ByteBoundedCache[Video] = ByteBoundedCache(max_bytes, _stored_bytes, dropped=Video.close)
@@ -110,7 +113,7 @@ class VideoStore:
 
     def open(self, path: str) -> Video:
         """A newly opened video, which is the caller's. May be called in any thread."""
-        return open_video(path, time_limit=self._time_limit)
+        return open_video(path, time_limit=self._time_limit, num_decoders=self._num_decoders)
 
     def decoded_bytes(self, video: Video) -> int:
         """Bytes that `decoded` takes: 0 for a video that stays a file."""
@@ -130,15 +133,21 @@ class BatchVideos:
 
     Args:
         processor: chooses what the coarse pass sees.
-        frame_bytes, time_limit: as `VideoStore`.
+        frame_bytes, time_limit, num_decoders: as `VideoStore`; so many are read ahead at the same time.
         ahead_bytes: bound of what is read before its turn, 0 to read nothing ahead.
     """
 
     def __init__(
-        self, processor: VideoInputs, *, frame_bytes: int, ahead_bytes: int = 0, time_limit: float | None = None
+        self,
+        processor: VideoInputs,
+        *,
+        frame_bytes: int,
+        ahead_bytes: int = 0,
+        time_limit: float | None = None,
+        num_decoders: int = NUM_DECODERS,
     ) -> None:
-        self.store = VideoStore(frame_bytes, time_limit)
-        self.ahead = ReadAhead(ahead_bytes) if ahead_bytes else None
+        self.store = VideoStore(frame_bytes, time_limit, num_decoders)
+        self.ahead = ReadAhead(ahead_bytes, num_decoders) if ahead_bytes else None
         self._processor = processor
         # Coarse frames that were read ahead, until the vision tower takes them.
         self._read: dict[Hashable, VideoPatches] = {}

@@ -96,6 +96,7 @@ class Collector:
         """
         all_rows = group_rows(inputs, group_size)
         share = Share(num_rows=len(all_rows))
+        read_before = self._encoder.read_seconds
         with share.seconds.phase("frames"):
             found = self._encoder.prepare_coarse(all_rows)
         rows, prompts = self._skipping.readable(all_rows, found, training=training)
@@ -103,6 +104,7 @@ class Collector:
         if rows:
             groups = self._scored_groups(rows, prompts, policy, group_size, share, training=training)
         self._encoder.end_batch(all_rows)
+        share.seconds["seconds/waited_for_frames"] = self._encoder.read_seconds - read_before
         share.num_groups, share.num_items = len(groups.prompts), groups.num_items
         share.skipped = self._skipping.state(training=training)
         return self._joined(groups, share, training=training)

@@ -18,6 +18,7 @@ AT_LEAST_ONE = (
     "frame_cache_bytes",
     "zoom_batch_size",
     "generation_prompts",
+    "num_decoders",
 )
 
 # Settings of TRL that change what a step computes and that this trainer does not implement: (name, the only value, what

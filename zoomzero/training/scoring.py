@@ -136,6 +136,8 @@ def _answers(
             else:
                 prompts[place] = prompt
         texts = [""] * len(part)
+        # The next frames are read while the model answers.
+        encoder.expect(looks[start + batch_size :])
         if prompts:
             tokens = next_token_logps(scorer, through_tower(scorer, list(prompts.values()))).argmax(-1)
             for place, text in zip(prompts, encoder.processor.tokenizer.batch_decode(tokens[:, None]), strict=True):

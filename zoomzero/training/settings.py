@@ -7,7 +7,7 @@ time.
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
+from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, NUM_DECODERS, TIME_LIMIT_SECONDS
 
 CREDITS = ("token_adv", "span_adv", "uniform")
 ZOOM_SCORERS = ("reference", "policy")
@@ -51,6 +51,9 @@ class TrainingSettings:
         TIME_LIMIT_SECONDS,
         "Seconds after which a decoder that gives no sign of life is stopped and its sample skipped; decoding happens "
         "in this process where there is no limit.",
+    )
+    num_decoders: int = _setting(
+        NUM_DECODERS, "Videos read side by side, each in a decoding process of its own where there is a time limit."
     )
     max_skipped_fraction: float = _setting(
         MAX_SKIPPED_FRACTION, "Stop when the videos of more than this share of the samples are unreadable."

@@ -293,6 +293,7 @@ def _encoder(processor: VideoInputs, model: PreTrainedModel, args: ZoomZeroConfi
         frame_bytes=args.frame_cache_bytes,
         ahead_bytes=args.read_ahead_bytes,
         time_limit=args.video_time_limit,
+        num_decoders=args.num_decoders,
     )
 
 

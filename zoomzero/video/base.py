@@ -72,6 +72,11 @@ class Video(abc.ABC):
         self._closed = False
 
     @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
     def damage(self) -> str | None:
         """What is missing from a damaged file, in words, or None.
 

@@ -34,8 +34,8 @@ MOST_DECODERS = 8
 # Decoders hold up to this many frames each, and all of a video's together this many bytes, unless they decode key
 # frames alone.
 FRAMES_PER_DECODER, MOST_DECODER_BYTES = 8, 512 << 20
-# Frames of a segment that wait until they are asked for.
-MOST_WANTED = 8
+# Wanted frames of a segment, and of all segments that are being decoded or wait until they are asked for.
+MOST_WANTED, MOST_WAITING = 8, 16
 # To a key frame so near ahead, packets are read rather than sought.
 NEAR_FRAMES = 64
 # Compressed bytes of a segment; a larger one is read frame by frame.
@@ -162,8 +162,7 @@ class SegmentReader:
     def take(self, pts: int) -> av.VideoFrame | None:
         """The frame at a time of the plan, times rising; None where it is to be read otherwise."""
         while True:
-            while len(self._running) <= self._num_decoders and (segment := next(self._next, None)) is not None:
-                self._running.append((segment, self._started(segment)))
+            self._start_some()
             if not self._running or pts < self._running[0][0].wanted[0]:
                 return None
             segment, future = self._running[0]
@@ -172,8 +171,12 @@ class SegmentReader:
             self._running.popleft()
             future.cancel()
 
-    def _started(self, segment: Segment) -> Future[Frames]:
-        return self._pool.submit(self._decode, self._packets.of(segment), frozenset(segment.wanted))
+    def _start_some(self) -> None:
+        waiting = sum(len(segment.wanted) for segment, _ in self._running)
+        while waiting < MOST_WAITING and (segment := next(self._next, None)) is not None:
+            packets = self._packets.of(segment)
+            self._running.append((segment, self._pool.submit(self._decode, packets, frozenset(segment.wanted))))
+            waiting += len(segment.wanted)
 
     def _result(self, future: Future[Frames]) -> Frames:
         """Waits; says that the decoders live as long as any of them decodes packets."""
