@@ -1,4 +1,4 @@
-"""ZoomZeroTrainer on real clips and a random tiny model: prompts, rewards, the loss, and whole steps."""
+"""ZoomZeroTrainer on real clips and a random tiny model: the loss, whole steps, refusals."""
 
 import copy
 from collections.abc import Callable
@@ -7,231 +7,28 @@ from typing import Any
 
 import pytest
 import torch
-from support.zoom_clips import clip_rows
+from support.plain_rows import full_row_logits
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 from trl import GRPOConfig
 
 from zoomzero import responses
 from zoomzero.inputs import VideoInputs
-from zoomzero.looks import encoder as prompts_module
-from zoomzero.looks.rows import RowEncoder
-from zoomzero.models import mrope_positions
-from zoomzero.responses import Response, parse
+from zoomzero.responses import Response
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect, scoring
 from zoomzero.training import trainer as trainer_module
 from zoomzero.training.groups import GroupBatch
 from zoomzero.training.loss import group_logps
 from zoomzero.training.packing import PackedForward
-from zoomzero.training.scoring import score, valid_spans
 from zoomzero_kernels.reference import grpo_loss
 
 Row = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return clip_rows(tmp_path_factory.mktemp("clips"))
-
-
-@pytest.fixture(scope="module")
-def processor() -> VideoInputs:
-    return tiny_processor()
-
-
-@pytest.fixture
-def model(processor: VideoInputs) -> Qwen2_5_VLForConditionalGeneration:
-    return tiny_model(processor.tokenizer)
-
-
 Build = Callable[..., ZoomZeroTrainer]
-
-
-@pytest.fixture
-def build(model: Qwen2_5_VLForConditionalGeneration, processor: VideoInputs, rows: list[Row], tmp_path: Path) -> Build:
-    """A trainer of two groups of four short rollouts per step; keyword arguments change the settings."""
-
-    def make(**changes: Any) -> ZoomZeroTrainer:
-        settings = {
-            "output_dir": str(tmp_path / "run"), "use_cpu": True, "report_to": [], "disable_tqdm": True, "seed": 1,
-            "num_generations": 4, "per_device_train_batch_size": 8, "max_completion_length": 6, "max_steps": 1,
-            "learning_rate": 1e-3, "logging_steps": 1, "save_strategy": "no", "lr_scheduler_type": "constant",
-            **changes,
-        }  # fmt: skip
-        start = settings.pop("model", model)
-        data = settings.pop("train_dataset", rows)
-        evaluation = settings.pop("eval_dataset", None)
-        return ZoomZeroTrainer(start, ZoomZeroConfig(**settings), data, evaluation, processor)
-
-    return make
-
-
-@pytest.fixture
-def varied_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rewards that differ within a group: a random model earns none, and equal rewards train nothing."""
-    real = scoring.score
-
-    def varied(*args: Any, **options: Any) -> scoring.Scores:
-        scores = real(*args, **options)
-        generator = torch.Generator().manual_seed(3)
-        return scoring.Scores(
-            torch.rand(scores.rewards.shape, generator=generator), scores.spans, scores.num_zoom_prompts
-        )
-
-    monkeypatch.setattr(collect, "score", varied)
-
-
-def _encoder(processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, **changes: Any) -> RowEncoder:
-    options = {"freeze_vision": True, "feature_bytes": 1 << 24, "frame_bytes": 1 << 26, **changes}
-    return RowEncoder(processor, model, **options)
 
 
 def _weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def _full_row_logits(
-    model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Tensor], completion: Tensor
-) -> Tensor:
-    """One plain forward over prompt, video and completion, as a user of transformers would write it."""
-    row = torch.cat((inputs["input_ids"], completion[None]), dim=1)
-    types = torch.cat((inputs["mm_token_type_ids"], torch.zeros_like(completion)[None]), dim=1)
-    visual = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")}
-    texts = {"input_ids": row, "mm_token_type_ids": types}
-    positions, _ = mrope_positions(model.config, texts | visual)
-    logits = model(**texts, **visual, attention_mask=torch.ones_like(row), position_ids=positions[:, None]).logits
-    return logits[0, inputs["input_ids"].shape[1] - 1 : -1]
-
-
-# -- prompts ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("freeze_vision", [True, False])
-def test_prompts_equal_the_processors(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], freeze_vision: bool
-) -> None:
-    encoder, spans = _encoder(processor, model, freeze_vision=freeze_vision), [(4.0, 9.5)]
-    coarse, zoomed = encoder.prepare([encoder.coarse_look(rows[0]), encoder.zoom_look(rows[1], spans)])
-    for prompt, row, zoom in ((coarse, rows[0], None), (zoomed, rows[1], spans)):
-        expected = processor(row["video"], row["question"], row["options"], spans=zoom)
-        assert torch.equal(prompt.input_ids, expected["input_ids"][0])
-        visual = expected["pixel_values_videos"]
-        if freeze_vision:
-            visual = model.model.visual(visual, grid_thw=expected["video_grid_thw"]).pooler_output
-        torch.testing.assert_close(prompt.visual, visual, rtol=1e-5, atol=1e-5)
-
-
-def test_frozen_features_are_computed_once(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder, calls = _encoder(processor, model), []
-    model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    # Two questions on the same clip share its frames; a second visit takes them from the cache.
-    assert rows[0]["video"] == rows[1]["video"]
-    first = encoder.prepare([encoder.coarse_look(rows[0]), encoder.coarse_look(rows[1])])
-    second = encoder.prepare([encoder.coarse_look(rows[1])])
-    assert len(calls) == 1
-    assert first[0].visual is first[1].visual is second[0].visual
-
-
-def test_large_batches_of_frames_are_encoded_in_several_runs(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prompts_module, "PATCHES_PER_RUN", 200)  # a look at these clips is 128 patches
-    encoder, sizes = _encoder(processor, model), []
-    model.model.visual.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    looks = [encoder.zoom_look(rows[0], [(start, start + 2.0)]) for start in (0.0, 8.0, 16.0, 24.0, 28.0)]
-    together = encoder.prepare(looks)
-    assert sizes == [256, 256, 128]
-    for prompt, look in zip(together, looks, strict=True):
-        (alone,) = _encoder(processor, model).prepare([look])
-        torch.testing.assert_close(prompt.visual, alone.visual, rtol=1e-5, atol=1e-5)
-
-
-# -- rewards -------------------------------------------------------------------------------------------------------
-
-
-def _response(letter: str, spans: str) -> str:
-    return f"<think>a <time>(1, 2)</time></think>\n<answer>{letter}</answer>\n<glue>{spans}</glue>"
-
-
-@pytest.mark.parametrize(
-    ("spans", "expected"),
-    [
-        ("[(3, 5), (4, 8)]", [(3.0, 8.0)]),
-        ("[(30, 99)]", [(30.0, 32.0)]),
-        ("[(40, 50)]", []),
-        ("[(32, 32)]", []),
-        ("[(7, 7)]", [(7.0, 7.0)]),
-        ("nonsense", []),
-    ],
-)
-def test_valid_spans(spans: str, expected: list[tuple[float, float]]) -> None:
-    assert valid_spans(parse(_response("A", spans)), 32.0) == expected
-
-
-def test_rewards_and_zoom_pass(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder, row = _encoder(processor, model), rows[0]
-    start, end = row["spans"][0]
-    right = f"[({start}, {end})]"
-    texts = [_response(row["answer"], right), _response("F", right), _response("F", "[(40, 50)]"), "no tags"]
-    asked: list[tuple[Tensor, list[int]]] = []
-    real = scoring.next_token_logps
-    monkeypatch.setattr(
-        scoring,
-        "next_token_logps",
-        lambda scorer, prompts: (
-            asked.append((real(scorer, prompts), [len(p.input_ids) for p in prompts])) or asked[-1][0]
-        ),
-    )
-    scores = score(encoder, model, [row] * 4, texts, zoom_batch_size=8)
-
-    # Equal spans are answered once; the two responses without a span share the look at the whole video.
-    assert scores.num_zoom_prompts == 2
-    assert scores.spans == [[(start, end)], [(start, end)], [], []]
-    assert scores.rewards[:, 0].tolist() == [1, 1, 1, 0]
-    assert scores.rewards[:, 2].tolist() == [1, 1, 0, 0]
-    assert scores.rewards[:, 3].tolist() == [1, 0, 0, 0]
-
-    # The same answers as a plain forward over the processor's zoom prompt.
-    for index, spans in ((0, [(start, end)]), (2, [])):
-        inputs = processor(row["video"], row["question"], row["options"], spans=spans)
-        token = _full_row_logits(model, inputs, torch.tensor([0]))[0].argmax()
-        assert int(asked[0][0][min(index, 1)].argmax()) == int(token)
-        assert scores.rewards[index, 1] == float(processor.tokenizer.decode([token]).strip() == row["answer"])
-
-
-def test_a_right_zoomed_answer_is_rewarded(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = _encoder(processor, model)
-    answers = iter([rows[0]["answer"], "", f"({rows[0]['answer']})"])
-
-    def answer(scorer: Any, prompts: list[Any]) -> Tensor:
-        ids = processor.tokenizer(next(answers) or " ", add_special_tokens=False).input_ids
-        logps = torch.full((len(prompts), len(processor.tokenizer)), -9.0)
-        logps[:, ids[0]] = 0.0
-        return logps
-
-    monkeypatch.setattr(scoring, "next_token_logps", answer)
-    texts = [_response("F", f"[({start}, {start + 3})]") for start in (1, 8, 20)]
-    scores = score(encoder, model, [rows[0]] * 3, texts, zoom_batch_size=1)
-    assert scores.rewards[:, 1].tolist() == [1, 0, 1]
-
-
-def test_without_a_scorer_nothing_is_zoomed(
-    processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scoring, "next_token_logps", None)
-    scores = score(_encoder(processor, model), None, rows[:1], [_response("A", "[(1, 2)]")], zoom_batch_size=8)
-    assert scores.num_zoom_prompts == 0
-    assert float(scores.rewards[0, 1]) == 0.0
-
-
-# -- the loss ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "bnpo", "dr_grpo"])
@@ -255,7 +52,7 @@ def test_loss_and_gradients_equal_plain_rows(build: Build, varied_rewards: None,
     for index, (ids, keep) in enumerate(zip(groups.token_ids, groups.mask, strict=True)):
         row = trainer.train_dataset[(0, 3)[index // 4]]
         inputs = trainer.encoder.processor(row["video"], row["question"], row["options"])
-        logits[index, : int(keep.sum())] = _full_row_logits(policy, inputs, ids[keep])
+        logits[index, : int(keep.sum())] = full_row_logits(policy, inputs, ids[keep])
     expected = grpo_loss(
         logits, groups.token_ids, groups.advantages, groups.mask, old_logps=groups.old_logps,
         ref_logps=groups.ref_logps, temperature=0.8, beta=0.1, clip_low=0.2, clip_high=0.28, loss_type=loss_type,
@@ -285,19 +82,19 @@ def test_the_loss_sees_the_policy_that_generated(build: Build, varied_rewards: N
     assert float(((groups.ref_logps - groups.old_logps) * groups.mask).abs().max()) < 2e-5
 
 
-# -- whole steps ---------------------------------------------------------------------------------------------------
+# -- whole steps -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("freeze_vision", [True, False])
 def test_a_step_trains_what_it_should(build: Build, varied_rewards: None, freeze_vision: bool) -> None:
     trainer = build(freeze_vision=freeze_vision, max_steps=2)
     before = _weights(trainer.model)
-    reference = _weights(trainer.reference)
+    reference = _weights(trainer.reference.model)
     trainer.train()
     for name, parameter in trainer.model.named_parameters():
         frozen = freeze_vision and name.startswith("model.visual.")
         assert torch.equal(parameter, before[name]) is frozen, name
-    for name, parameter in trainer.reference.named_parameters():
+    for name, parameter in trainer.reference.model.named_parameters():
         assert torch.equal(parameter, reference[name]), name
     logs = trainer.state.log_history[0]
     for name in (
@@ -394,9 +191,12 @@ def test_without_zoom_reward_and_kl_there_is_no_reference(build: Build, varied_r
 def test_the_policy_can_score_its_own_zoom(build: Build) -> None:
     trainer = build(zoom_scorer="policy", beta=0.0)
     assert trainer.reference is None
-    assert trainer._collector._zoom_scorer(trainer.model) is trainer.model
+    with trainer._collector._zoom_scorer(trainer.model) as scorer:
+        assert scorer is trainer.model
     other = build(zoom_scorer="reference")
-    assert other._collector._zoom_scorer(other.model) is other.reference
+    assert other.reference is not None
+    with other._collector._zoom_scorer(other.model) as scorer:
+        assert scorer is other.reference.model
 
 
 def test_truncated_responses_leave_the_loss_when_asked(build: Build) -> None:
@@ -484,7 +284,7 @@ def test_a_step_runs_on_the_gpu(build: Build, varied_rewards: None) -> None:
     assert trainer.state.log_history[0]["clip_ratio/region_mean"] == 0  # first iteration: ratios of 1
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------------------
 
 
 def test_wrong_arguments_are_refused(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoomzero.models.adapters import ADAPTER_CONFIG, base_of
 from zoomzero.models.families import family_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def load_model(
     """A checkpoint's model in evaluation mode.
 
     Args:
-        path: checkpoint folder or hub name.
+        path: checkpoint folder or hub name; a folder of LoRA adapters is loaded with their base and merged into it.
         device: CUDA if there is a GPU, else the CPU, unless told.
         dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
 
@@ -45,9 +46,25 @@ def load_model(
     """
     from transformers import AutoConfig
 
+    adapter = checkpoint_file(path, ADAPTER_CONFIG)
+    if adapter is not None:
+        return _merged(load_model(base_of(adapter.parent), device, dtype), path)
     family = family_of(AutoConfig.from_pretrained(path))
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen: Any = dtype or ("auto" if target.type == "cuda" else torch.float32)
     model: Any = family.model_class().from_pretrained(path, dtype=chosen)
     loaded: PreTrainedModel = model.to(target).eval()
+    return loaded
+
+
+def _merged(base: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:
+    """The base with the adapter in its weights."""
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError(
+            f"load_model: {adapter} holds LoRA adapters, which need peft, got: {error}; install it"
+        ) from error
+    merged: Any = PeftModel.from_pretrained(base, os.fspath(adapter)).merge_and_unload()
+    loaded: PreTrainedModel = merged.eval()
     return loaded

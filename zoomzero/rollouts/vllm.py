@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoomzero.models.adapters import merged_weights
 from zoomzero.models.encoding import EncodedPrompt
 from zoomzero.models.families import family_of
 from zoomzero.rollouts import Rollouts, SamplingOptions
@@ -161,10 +162,10 @@ def _span(ids: list[int], first: int, last: int) -> tuple[int, int]:
 
 
 def _published_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of published checkpoints, which vLLM knows."""
+    """The weights, adapters merged, under the names of published checkpoints, which vLLM knows."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    yield from revert_weight_conversion(model, model.state_dict()).items()
+    yield from revert_weight_conversion(model, merged_weights(model)).items()
 
 
 def _rollouts(responses: Sequence[Any], options: SamplingOptions, device: torch.device) -> Rollouts:

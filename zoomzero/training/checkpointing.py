@@ -29,13 +29,19 @@ from zoomzero.training.checkpoints import (
     differences,
     newest_checkpoint,
     read_run_file,
+    replaced_whole,
     why_incomplete,
     written_whole,
 )
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.dataset import COLUMNS
+from zoomzero.training.weights import load_optimizer_state, load_weights, optimizer_state
 
 logger = logging.getLogger("zoomzero.training")
+
+# The names that transformers gives them.
+OPTIMIZER_FILE = "optimizer.pt"
+SCHEDULER_FILE = "scheduler.pt"
 
 
 class EpochSampler(RepeatSampler):
@@ -206,15 +212,37 @@ class CheckpointingTrainer(GRPOTrainer):
         transformers' own method loads the file's names as they are, but save_pretrained wrote Qwen-VL's weights under
         the published names: nothing would match and training would silently resume from the start model.
         """
-        loaded = self.accelerator.unwrap_model(model or self.model)
-        saved = type(loaded).from_pretrained(resume_from_checkpoint, dtype=loaded.dtype)
-        loaded.load_state_dict(saved.state_dict())
+        load_weights(self.accelerator.unwrap_model(model or self.model), Path(resume_from_checkpoint))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """By the parameters' names, whole: any number of processes, sharded or not, goes on from them."""
+        state = optimizer_state(self.model_wrapped, self.optimizer)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_FILE)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            skipped = read_run_file(Path(checkpoint))["skipped"]
-            self._skipping.restore(skipped, write=self.is_world_process_zero())
-            # In the middle of a generation batch's steps the rest of it is generated anew, by the weights of now.
-            self._step = self.state.global_step * self.args.gradient_accumulation_steps
-            self._buffered_inputs = None
+        if checkpoint is None:
+            return
+        folder = Path(checkpoint)
+        load_optimizer_state(self.model_wrapped, self.optimizer, folder / OPTIMIZER_FILE)
+        scheduler = torch.load(folder / SCHEDULER_FILE, weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(scheduler)
+        self._skipping.restore(read_run_file(folder)["skipped"], write=self.is_world_process_zero())
+        # In the middle of a generation batch's steps the rest of it is generated anew, by the weights of now.
+        self._step = self.state.global_step * self.args.gradient_accumulation_steps
+        self._buffered_inputs = None
+
+    def write_model(self) -> None:
+        """Write the trained model into the run's folder; all processes call it together.
+
+        Raises:
+            CheckpointError: it cannot be written; the folder then holds what it held before.
+        """
+        if self.is_world_process_zero():
+            with replaced_whole(self.run_folder) as folder:
+                self.save_model(str(folder))
+        elif self.is_fsdp_enabled:
+            # The weights are gathered from all.
+            self.save_model(str(self.run_folder))
+        self.accelerator.wait_for_everyone()

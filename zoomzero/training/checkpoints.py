@@ -89,7 +89,7 @@ def why_incomplete(folder: Path) -> str | None:
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"{RUN_FILE} cannot be read"
     for wanted in ("optimizer", "scheduler", "rng_state", STATE_FILE, "model"):
-        if not any(name.startswith(wanted) for name in files):
+        if not any(name.startswith((wanted, f"adapter_{wanted}")) for name in files):
             return "the optimizer's state is missing" if wanted == "optimizer" else f"it holds no {wanted}"
     return None
 

@@ -10,6 +10,7 @@ holding logits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 from zoomzero.training.loss import group_logps
 from zoomzero.training.metrics import Metrics, RolloutTable, Share, ShownResponses, joined_metrics
 from zoomzero.training.packing import PackedForward
+from zoomzero.training.reference import Reference
 from zoomzero.training.scoring import Scores, score
 from zoomzero_kernels import token_advantages
 
@@ -59,7 +61,7 @@ class Collector:
         accelerator: of the trainer; for its device and mixed precision.
         encoder: turns rows into prompts.
         skipping: where unreadable videos are written down.
-        reference: the frozen start model, None where nothing needs it.
+        reference: to the frozen start model, None where nothing needs it.
         end_token_ids: tokens that end a response.
         sampler: what samples in place of the policy's own loop.
     """
@@ -70,7 +72,7 @@ class Collector:
         accelerator: Accelerator,
         encoder: RowEncoder,
         skipping: Skipping,
-        reference: PreTrainedModel | None,
+        reference: Reference | None,
         end_token_ids: Sequence[int],
         sampler: Sampler | None = None,
     ) -> None:
@@ -135,8 +137,7 @@ class Collector:
             rollouts = self._sample(policy, prompts, group_size)
         responses = self._responses(rollouts)
         repeated = [row for row in rows for _ in range(group_size)]
-        with share.seconds.phase("rewards"), self._accelerator.autocast():
-            scorer = self._zoom_scorer(policy) if self._config.zoom_reward else None
+        with share.seconds.phase("rewards"), self._accelerator.autocast(), self._zoom_scorer(policy) as scorer:
             scores = score(self._encoder, scorer, repeated, responses, self._config.zoom_batch_size)
         if scores.unreadable:
             found = [scores.unreadable.get(row["video"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
@@ -158,8 +159,8 @@ class Collector:
             num_items=int(mask.sum()),
         )
         if self._config.beta > 0 and self._reference is not None:
-            with share.seconds.phase("reference"):
-                logps = self._reference_logps(self._reference, groups, rollouts.mask)
+            with share.seconds.phase("reference"), self._reference.use() as reference:
+                logps = self._reference_logps(reference, groups, rollouts.mask)
             groups = dataclasses.replace(groups, ref_logps=logps)
         share.table = RolloutTable.of(rollouts, scores)
         means = advantages.sum(-1) / rollouts.mask.sum(-1).clamp(min=1)
@@ -168,8 +169,12 @@ class Collector:
         share.shown = ShownResponses(questions, texts, scores.rewards, means.tolist())
         return groups
 
-    def _zoom_scorer(self, policy: PreTrainedModel) -> PreTrainedModel:
-        return policy if self._config.zoom_scorer == "policy" or self._reference is None else self._reference
+    def _zoom_scorer(self, policy: PreTrainedModel) -> contextlib.AbstractContextManager[PreTrainedModel | None]:
+        if not self._config.zoom_reward:
+            return contextlib.nullcontext()
+        if self._config.zoom_scorer == "policy" or self._reference is None:
+            return contextlib.nullcontext(policy)
+        return self._reference.use()
 
     def _sample(self, policy: PreTrainedModel, prompts: list[PreparedPrompt], group_size: int) -> Rollouts:
         options = SamplingOptions(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from zoomzero.models.head import HeadProbe
+from zoomzero.looks import PreparedPrompt
+from zoomzero.models.encoding import video_features
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch
 from zoomzero.training.packing import PackedForward
 from zoomzero_kernels import GRPOLossOutput, linear_grpo_loss, linear_selective_logps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def group_loss(
@@ -51,24 +55,32 @@ def group_loss(
     return outputs[0]._replace(loss=loss)
 
 
-def untouched_loss(forward: PackedForward, device: torch.device) -> Tensor:
+def untouched_loss(forward: PackedForward, prompt: PreparedPrompt) -> Tensor:
     """0 through the model's own forward, with a gradient of 0 for every trained parameter.
 
-    For a process whose share holds no group: its wrapper waits for a forward and a backward pass like the others'.
+    For a process whose share holds no group: its wrapper waits for a forward and a backward pass like the others', and
+    sharded weights for all layers of both. prompt: as `stand_in` makes it.
     """
-    core = forward.core
 
     def at_head(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
-        trained = [parameter for parameter in core.parameters() if parameter.requires_grad]
-        return torch.stack([parameter.flatten()[0].float() * 0 for parameter in trained]).sum()
+        return (hidden.float().sum() + head.weight.float().sum()) * 0
 
-    with HeadProbe(core.lm_head, at_head, leaves=lambda result: result):
-        output = forward.model(
-            input_ids=torch.zeros((1, 1), dtype=torch.long, device=device),
-            position_ids=torch.zeros((3, 1, 1), dtype=torch.long, device=device),
-            use_cache=False,
-        )
-    return cast(Tensor, output.logits)
+    token = torch.zeros((1, 1), dtype=torch.long, device=prompt.input_ids.device)
+    return forward([prompt], token, token == 0, at_head)
+
+
+def stand_in(model: PreTrainedModel, *, is_encoded: bool) -> PreparedPrompt:
+    """The smallest prompt with a video, black, that a training forward takes: features (is_encoded) or pixels."""
+    vision, device = model.config.vision_config, model.device
+    merge = vision.spatial_merge_size
+    width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    visual = torch.zeros((merge**2, width), device=device)
+    grid = torch.tensor([[1, merge, merge]])
+    if is_encoded:
+        with torch.no_grad():
+            (visual,) = video_features(model, [(visual, grid)])
+    ids = torch.tensor([model.config.video_token_id], device=device)
+    return PreparedPrompt(ids, torch.zeros((3, 1), dtype=torch.long, device=device), visual, grid, is_encoded)
 
 
 def group_logps(forward: PackedForward, groups: GroupBatch, temperature: float) -> Tensor:

@@ -25,7 +25,6 @@ from zoomzero.training.checkpoints import (
     Newest,
     delete_checkpoints,
     newest_checkpoint,
-    replaced_whole,
     require_writable,
 )
 from zoomzero.training.config import ZoomZeroConfig
@@ -124,11 +123,9 @@ def train(
         with boundary:
             _take_steps(trainer, newest)
             boundary.hold()
+            trainer.write_model()
             if is_first:
-                with replaced_whole(run) as folder:
-                    trainer.save_model(str(folder))
                 shutil.rmtree(run / STOPPED_FOLDER, ignore_errors=True)
-            trainer.accelerator.wait_for_everyone()
     except BaseException as error:
         keep_steps(trainer, boundary, error)
         raise

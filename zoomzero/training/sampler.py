@@ -7,6 +7,7 @@ import tempfile
 from transformers import PreTrainedModel
 
 from zoomzero.inputs import VideoInputs
+from zoomzero.models.adapters import merged_weights
 from zoomzero.rollouts.vllm import VllmSampler
 from zoomzero.training.config import ZoomZeroConfig
 
@@ -18,7 +19,7 @@ def vllm_sampler(model: PreTrainedModel, processor: VideoInputs, config: ZoomZer
         ImportError: vLLM is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged_weights(model))
         processor.save_pretrained(folder)
         return VllmSampler(
             folder,

@@ -5,6 +5,7 @@ See Note [Where a step's work goes] in collect.py.
 
 import copy
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
 from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
 from zoomzero.looks.rows import RowEncoder
+from zoomzero.models.adapters import checked_lora, has_adapters, without_wrapper
 from zoomzero.models.families import family_of, require_supported
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.models.tokens import end_token_ids
@@ -24,11 +26,12 @@ from zoomzero.training.collect import Collector
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.dataset import Rows, check_num_rows, checked_dataset
 from zoomzero.training.groups import GroupBatch
-from zoomzero.training.loss import group_loss, untouched_loss
+from zoomzero.training.loss import group_loss, stand_in, untouched_loss
 from zoomzero.training.metrics import Metrics, ShownResponses
 from zoomzero.training.packing import PackedForward
-from zoomzero.training.reference import frozen_copy
+from zoomzero.training.reference import Reference, frozen_copy
 from zoomzero.training.sampler import vllm_sampler
+from zoomzero.training.sharding import RolloutPolicy, settle_sharding
 from zoomzero.training.trl_contract import REMEDY, require_attributes, require_hooks
 from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES
 
@@ -45,7 +48,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         train_dataset, eval_dataset: datasets.Dataset or list of rows with video (path), question, options (texts
             without letters), answer (letter), spans ([start, end] in seconds).
         processing_class: the checkpoint's VideoInputs; loaded from `model` where that is a path.
-        callbacks, optimizers: as in TRL.
+        callbacks, optimizers, peft_config: as in TRL; a LoRA configuration trains adapters, and the reference is the
+            model without them.
 
     Raises:
         TypeError, ValueError: a model, processor, dataset or setting that cannot be trained.
@@ -69,6 +73,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         processing_class: VideoInputs | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        peft_config: Any = None,
     ) -> None:
         require_hooks()
         if not isinstance(args, ZoomZeroConfig):
@@ -80,8 +85,10 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         if eval_dataset is not None:
             eval_dataset = checked_dataset(eval_dataset, "eval_dataset", special_tokens)
         use_segment_attention(model)
+        if peft_config is not None:
+            peft_config = checked_lora(peft_config, freeze_vision=args.freeze_vision)
         needs_reference = args.beta > 0 or (args.zoom_reward and args.zoom_scorer == "reference")
-        self.reference = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference else None
+        start = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference and peft_config is None else None
         model.model.visual.requires_grad_(not args.freeze_vision)
         # TRL loads its own reference by the model's name on the hub when beta > 0; ours is the copy above.
         own_args = copy.copy(args)
@@ -97,21 +104,27 @@ class ZoomZeroTrainer(CheckpointingTrainer):
             processing_class=processor.tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
+            peft_config=peft_config,
         )
         require_attributes(self)
         self.args.beta = self.beta = args.beta
         self.args.use_vllm = args.use_vllm
-        if self.reference is not None:
-            self.reference.to(self.accelerator.device)
-        self.encoder = _encoder(processor, model, args)
+        half = torch.bfloat16 if args.bf16 else None
+        self.policy = RolloutPolicy(self.model, sharded=self.is_fsdp_enabled, dtype=half)
+        # The step whose weights rollouts are drawn from.
+        self._rollout_step: int | None = None
+        self.reference: Reference | None = None
+        if start is not None:
+            self.reference = Reference(start.to(self.accelerator.device, half if self.is_fsdp_enabled else None))
+        elif needs_reference:
+            self.reference = Reference(self.policy.model, has_adapters=True)
+        self.encoder = _encoder(processor, self.policy.model, args)
         num_eval = 0 if self.eval_dataset is None else len(cast(Dataset, self.eval_dataset))
         self._skipping = Skipping(
             cast(str, args.output_dir), len(cast(Dataset, self.train_dataset)), num_eval, args.max_skipped_fraction
         )
         ends = end_token_ids(model, processor.tokenizer)
-        self._vllm = vllm_sampler(self._policy(), processor, args) if args.use_vllm else None
-        # The step whose weights vLLM holds.
-        self._vllm_step: int | None = None
+        self._vllm = vllm_sampler(self.policy.model, processor, args) if args.use_vllm else None
         self._collector = Collector(
             self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends, self._vllm
         )
@@ -134,13 +147,15 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         """Rows, each repeated for its group, to a batch of groups."""
         training = self.model.training
         metrics = Metrics()
-        if self._vllm is not None and self._vllm_step != self.state.global_step:
+        if self._rollout_step != self.state.global_step:
             with metrics.phase("weights"):
-                self._vllm.load(self._policy())
-            self._vllm_step = self.state.global_step
+                self.policy.refresh(self._core())
+                if self._vllm is not None:
+                    self._vllm.load(self.policy.model)
+            self._rollout_step = self.state.global_step
         self._record(metrics)
         group_size = self.num_generations if training else self.num_generations_eval
-        collected = self._collector.collect(inputs, self._policy(), group_size, training=training)
+        collected = self._collector.collect(inputs, self.policy.model, group_size, training=training)
         # A count, not a mean: the last one stands for the steps between two logs.
         num_skipped = collected.metrics.pop("num_skipped")
         self._metrics["train" if training else "eval"]["num_skipped"] = [num_skipped]
@@ -161,7 +176,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         num_tokens = int(groups.mask.sum())
         share = num_tokens if self.loss_type == "bnpo" else len(groups.token_ids)
         total = self._sum([share])[0]
-        forward = PackedForward(model, self._policy())
+        forward = PackedForward(model, self._core())
         if not total and accumulation == 1:
             # Every video is unreadable, in all processes: no gradient, and the step goes on.
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
@@ -194,9 +209,9 @@ class ZoomZeroTrainer(CheckpointingTrainer):
 
     def _loss_without_groups(self, forward: PackedForward) -> Tensor:
         """Nothing to train in this process's micro-batch; in company the wrapper still needs its passes."""
-        if self.accelerator.num_processes == 1 or not self.model.training:
+        if self.accelerator.num_processes == 1:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
-        return untouched_loss(forward, self.accelerator.device)
+        return untouched_loss(forward, stand_in(self.policy.model, is_encoded=self.args.freeze_vision))
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sums over all processes."""
@@ -207,8 +222,15 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         )
         return totals.tolist()
 
-    def _policy(self) -> PreTrainedModel:
-        return self.accelerator.unwrap_model(self.model)
+    def _core(self) -> PreTrainedModel:
+        """The trained model of transformers, inside its wrappers."""
+        return without_wrapper(self.accelerator.unwrap_model(self.model))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers'; weights are sharded as asked, or refused."""
+        super().create_accelerator_and_postprocess()
+        settle_sharding(self.accelerator, self.args.fsdp_plugin_args)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
@@ -225,6 +247,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         Raises:
             VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
         """
+        self._rollout_step = None
         try:
             return super().train(*args, **keywords)
         finally:
@@ -257,7 +280,15 @@ class ZoomZeroTrainer(CheckpointingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        self.encoder.processor.save_pretrained(cast(str, output_dir or self.args.output_dir))
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        # A pickle, which nothing here reads.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        self.encoder.processor.save_pretrained(folder)
+        if has_adapters(self._core()):
+            # What says to whoever loads the folder of which family the base is.
+            self._core().config.save_pretrained(folder)
 
     def _send_telemetry(self) -> None:
         """TRL reports each trainer's construction to its hub; training here stays offline."""
