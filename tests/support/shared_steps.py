@@ -6,6 +6,7 @@ figures to its `result`.
 
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from peft import LoraConfig
 from support.zoom_clips import clip_rows
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from zoomzero.looks import PreparedPrompt
 from zoomzero.rollouts import Rollouts
 from zoomzero.synthetic import tiny_model, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer, collect, scoring
+from zoomzero.training.weights import whole
 
 LENGTH = 6
 
@@ -29,7 +33,7 @@ def fixed_rollouts(prompts: list[PreparedPrompt], group_size: int) -> Rollouts:
     """Responses that follow from the prompt alone, of different lengths."""
     rows = []
     for prompt in prompts:
-        digest = hashlib.sha256(json.dumps(prompt.input_ids.tolist()).encode() + prompt.visual.numpy().tobytes())
+        digest = hashlib.sha256(json.dumps([prompt.input_ids.tolist(), prompt.grid_thw.tolist()]).encode())
         generator = torch.Generator().manual_seed(int.from_bytes(digest.digest()[:6], "big"))
         rows.append(torch.randint(1, LENGTH + 1, (group_size,), generator=generator))
         rows.append(torch.randint(20, 120, (group_size, LENGTH), generator=generator))
@@ -53,15 +57,19 @@ class Gradients(TrainerCallback):
 
     def __init__(self) -> None:
         self.first: dict[str, torch.Tensor] = {}
+        self.sharded: set[str] = set()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kept: Any) -> None:
         if not self.first:
             named = kept["model"].named_parameters()
-            self.first = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            self.first = {name: whole(p.grad).clone() for name, p in named if p.grad is not None}
+            self.sharded = {name for name, p in kept["model"].named_parameters() if isinstance(p, DTensor)}
 
 
 def run(settings: dict[str, Any]) -> None:
     """Train as the settings say."""
+    # accelerate leaves it behind for processes that would follow.
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
     result, folder = Path(settings.pop("result")), Path(settings.pop("clips"))
     rows = clip_rows(folder, 4)
     for index in settings.pop("unreadable"):
@@ -77,14 +85,17 @@ def run(settings: dict[str, Any]) -> None:
     }  # fmt: skip
     resume = settings.pop("resume", None)
     gradients = Gradients()
+    lora = settings.pop("lora", None)
     trainer = ZoomZeroTrainer(
-        model, ZoomZeroConfig(**{**common, **settings}), rows, processing_class=processor, callbacks=[gradients]
-    )
+        model, ZoomZeroConfig(**{**common, **settings}), rows, processing_class=processor, callbacks=[gradients],
+        peft_config=None if lora is None else LoraConfig(**lora),
+    )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
+    weights = {name: whole(p.detach()) for name, p in trainer.model.named_parameters()}
     if trainer.is_world_process_zero():
-        weights = {name: p.detach() for name, p in trainer.model.named_parameters()}
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-        torch.save({"gradients": gradients.first, "weights": weights, "logs": logs}, result)
+        found = {"gradients": gradients.first, "weights": weights, "logs": logs, "sharded": sorted(gradients.sharded)}
+        torch.save(found, result)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -140,7 +140,6 @@ def test_settings_are_checked(tmp_path: Path, changes: dict[str, object], messag
 @pytest.mark.parametrize(
     ("variable", "name"),
     [
-        ("ACCELERATE_USE_FSDP", "FSDP"),
         ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "Mega"),
     ],
@@ -148,10 +147,10 @@ def test_settings_are_checked(tmp_path: Path, changes: dict[str, object], messag
 def test_other_plans_than_ddp_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, name: str
 ) -> None:
-    """accelerate ignores a plan for FSDP on a CPU without a word."""
+    """accelerate ignores such a plan on a CPU without a word."""
     _config(tmp_path)
     monkeypatch.setenv(variable, "true")
-    with pytest.raises(ValueError, match=f"several processes train by DDP, got {name}"):
+    with pytest.raises(ValueError, match=f"several processes train by DDP or FSDP2, got {name}"):
         _config(tmp_path)
 
 

@@ -112,11 +112,10 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
             )
 
     def _check_processes(self) -> None:
-        """Many processes share a step by DDP; accelerate would ignore other plans on a CPU without a word."""
+        """Many processes share a step by DDP or FSDP2; accelerate would ignore other plans on a CPU without a word."""
         asked = [
             name
             for name, wanted in (
-                ("FSDP", bool(self.fsdp) or _is_set("ACCELERATE_USE_FSDP")),
                 ("DeepSpeed", bool(self.deepspeed) or _is_set("ACCELERATE_USE_DEEPSPEED")),
                 ("Megatron-LM", _is_set("ACCELERATE_USE_MEGATRON_LM")),
             )
@@ -124,8 +123,8 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
         ]
         if asked:
             raise ValueError(
-                f"ZoomZeroConfig: several processes train by DDP, got {' and '.join(asked)}; launch with accelerate's "
-                "multi-GPU or multi-CPU setting"
+                f"ZoomZeroConfig: several processes train by DDP or FSDP2, got {' and '.join(asked)}; launch with "
+                "accelerate's multi-GPU, multi-CPU or FSDP setting"
             )
 
     @property

@@ -10,9 +10,11 @@ the optimizer's state: most of the memory. With LoRA only the adapters travel.
 from __future__ import annotations
 
 import copy
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -35,14 +37,18 @@ def settle_sharding(accelerator: Accelerator, plugin_args: dict[str, Any] | None
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     state = accelerator.state
-    if plugin_args is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_args)
-        state.distributed_type = DistributedType.FSDP
+    asked = plugin_args is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "on")
+    if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # Without arguments accelerate's plugin reads what its launcher wrote into the environment.
+        state.fsdp_plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
+        # Both, as accelerate itself sets them: a state that is made anew takes what the other holds.
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if accelerator.distributed_type != DistributedType.FSDP:
-        if plugin_args is not None:
+        if asked:
             raise ValueError(
-                "ZoomZeroTrainer: FSDP shares the weights of several processes, which accelerate would not do for "
-                f"{accelerator.num_processes} of kind {accelerator.distributed_type}; launch several, or leave fsdp out"
+                "ZoomZeroTrainer: FSDP shares weights among several processes, got "
+                f"{accelerator.num_processes} of accelerate's kind {accelerator.distributed_type.value}, where "
+                "it would be left out without a word; launch several, or leave FSDP out"
             )
         return
     plugin = state.fsdp_plugin
@@ -70,6 +76,8 @@ class RolloutPolicy:
         core = without_wrapper(trained)
         if sharded:
             core = copy.deepcopy(core).requires_grad_(False).eval().to(dtype=dtype)
+            # TRL's own around it, which would call the model that it was made for.
+            vars(core).pop("forward", None)
         self.model: PreTrainedModel = core
         self._is_copy = sharded
 
