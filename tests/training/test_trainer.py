@@ -144,7 +144,7 @@ def test_mixed_precision_trains(build: Build, varied_rewards: None) -> None:
 
 
 def test_prompts_generated_apart_are_joined(build: Build) -> None:
-    trainer = build(generation_prompts=1)
+    trainer = build(forward_tokens=1)
     trainer.model.train()
     groups = trainer._generate_and_score_completions(
         [row for row in trainer.train_dataset.select([0, 1, 2]) for _ in range(4)]

@@ -116,12 +116,12 @@ def test_a_missing_vllm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"credit": "all"}, "credit must be one of token_adv, uniform, got 'all'"),
+        ({"credit": "all"}, "credit must be one of token_adv, span_adv, uniform, got 'all'"),
         ({"advantage_normalize": "group"}, "advantage_normalize must be one of tokens, segments, .*got 'group'"),
         ({"zoom_scorer": "judge"}, "zoom_scorer must be one of reference, policy, got 'judge'"),
         ({"loss_type": "ppo"}, "loss_type must be one of grpo, bnpo, dr_grpo, dapo, .* got 'ppo'"),
         ({"feature_cache_bytes": 0}, "feature_cache_bytes must be at least 1, got 0"),
-        ({"zoom_batch_size": 0}, "zoom_batch_size must be at least 1, got 0"),
+        ({"forward_tokens": 0}, "forward_tokens must be at least 1, got 0"),
         ({"read_ahead_bytes": -1}, "read_ahead_bytes must be at least 0, got -1"),
         ({"video_time_limit": 0.0}, "video_time_limit must be positive seconds or None, got 0.0"),
         ({"max_skipped_fraction": 5}, r"max_skipped_fraction must be in \[0, 1\], got 5"),

@@ -100,7 +100,7 @@ def test_rewards_and_zoom_pass(
             asked.append((real(scorer, prompts), [len(p.input_ids) for p in prompts])) or asked[-1][0]
         ),
     )
-    scores = score(encoder, model, [row] * 4, texts, zoom_batch_size=8)
+    scores = score(encoder, model, [row] * 4, texts, max_tokens=4096)
 
     # Equal spans are answered once; the two responses without a span share the look at the whole video.
     assert scores.num_zoom_prompts == 2
@@ -131,7 +131,7 @@ def test_a_right_zoomed_answer_is_rewarded(
 
     monkeypatch.setattr(scoring, "next_token_logps", answer)
     texts = [_response("F", f"[({start}, {start + 3})]") for start in (1, 8, 20)]
-    scores = score(encoder, model, [rows[0]] * 3, texts, zoom_batch_size=1)
+    scores = score(encoder, model, [rows[0]] * 3, texts, max_tokens=1)
     assert scores.rewards[:, 1].tolist() == [1, 0, 1]
 
 
@@ -139,6 +139,6 @@ def test_without_a_scorer_nothing_is_zoomed(
     processor: VideoInputs, model: Qwen2_5_VLForConditionalGeneration, rows: list[Row], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scoring, "next_token_logps", None)
-    scores = score(_encoder(processor, model), None, rows[:1], [_response("A", "[(1, 2)]")], zoom_batch_size=8)
+    scores = score(_encoder(processor, model), None, rows[:1], [_response("A", "[(1, 2)]")], max_tokens=4096)
     assert scores.num_zoom_prompts == 0
     assert float(scores.rewards[0, 1]) == 0.0

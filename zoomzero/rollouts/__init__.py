@@ -31,6 +31,8 @@ class SamplingOptions:
     """0 takes the most likely token; log-probabilities are then those at temperature 1."""
     num_top_logps: int = 0
     """Keep that many largest log-probabilities per token, for confidence."""
+    max_prefill_tokens: int | None = None
+    """Most tokens of prompts in one forward of our own loop; None prefills all prompts at once."""
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_generations"):

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from zoomzero.models.encoding import EncodedPrompt
 from zoomzero.models.forward import evaluation_mode, prefill
 from zoomzero.rollouts import Rollouts, SamplingOptions
+from zoomzero.rollouts.batches import by_tokens
 
 # Steps between two looks at whether all responses have ended; up to so many steps are computed in vain.
 STEPS_PER_LOOK = 16
@@ -31,8 +32,8 @@ STEPS_PER_LOOK = 16
 class _GroupLayer(CacheLayerMixin):
     """Keys and values [P, heads, K, dim] of one layer: each prompt's, and from the longest prompt's end the responses'.
 
-    prompt_lengths: of the P prompts, whose keys come first, one after the other in one row; room: places for the keys
-    that follow; places int64 [G]: where those of the present step belong.
+    prompt_lengths: of the P prompts, whose keys come first, some in a row at a time; room: places for the keys that
+    follow; places int64 [G]: where those of the present step belong.
     """
 
     keys: Tensor
@@ -41,6 +42,8 @@ class _GroupLayer(CacheLayerMixin):
     def __init__(self, prompt_lengths: Sequence[int], room: int, places: Tensor) -> None:
         super().__init__()
         self.prompt_lengths, self.room, self.places = prompt_lengths, room, places
+        # Prompts whose keys are there.
+        self.filled = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         _, heads, _, dim = key_states.shape
@@ -50,14 +53,18 @@ class _GroupLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        if self.is_initialized:
+        if self.filled == len(self.prompt_lengths):
             self.keys.index_copy_(2, self.places, key_states)
             self.values.index_copy_(2, self.places, value_states)
             return self.keys, self.values
-        self.lazy_initialization(key_states, value_states)
-        for whole, row in ((self.keys, key_states), (self.values, value_states)):
-            for prompt, part in enumerate(row[0].split(list(self.prompt_lengths), dim=1)):
-                whole[prompt, :, : part.shape[1]] = part
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        place = 0
+        while place < key_states.shape[2]:
+            length = self.prompt_lengths[self.filled]
+            for whole, row in ((self.keys, key_states), (self.values, value_states)):
+                whole[self.filled, :, :length] = row[0, :, place : place + length]
+            place, self.filled = place + length, self.filled + 1
         return key_states, value_states
 
     def get_seq_length(self) -> int:
@@ -85,7 +92,8 @@ class _Group:
         self.places = torch.arange(size, device=device) + max(lengths)
         layers = model.model.language_model.layers
         self.cache = Cache(layers=[_GroupLayer(lengths, room, self.places) for _ in layers])
-        hidden = prefill(model, prompts, self.cache)
+        batches = by_tokens(lengths, options.max_prefill_tokens or sum(lengths))
+        hidden = torch.cat([prefill(model, prompts[part.start : part.stop], self.cache) for part in batches])
         self.logits: Tensor = model.lm_head(hidden).repeat_interleave(size, dim=0)
         """[P*G, V]: of the next token."""
         self.token = torch.zeros(len(prompts), size, dtype=torch.long, device=device)

@@ -27,6 +27,7 @@ from zoomzero.looks.rows import RowEncoder
 from zoomzero.responses import Response, parse, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, Sampler, SamplingOptions
+from zoomzero.rollouts.batches import CACHED_PER_FORWARD, by_tokens
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
@@ -138,7 +139,7 @@ class Collector:
         responses = self._responses(rollouts)
         repeated = [row for row in rows for _ in range(group_size)]
         with share.seconds.phase("rewards"), self._accelerator.autocast(), self._zoom_scorer(policy) as scorer:
-            scores = score(self._encoder, scorer, repeated, responses, self._config.zoom_batch_size)
+            scores = score(self._encoder, scorer, repeated, responses, self._config.forward_tokens)
         if scores.unreadable:
             found = [scores.unreadable.get(row["video"], prompt) for row, prompt in zip(rows, prompts, strict=True)]
             rows, prompts = self._skipping.readable(rows, found, training=training)
@@ -183,15 +184,16 @@ class Collector:
             pad_token_id=self._tokenizer.pad_token_id,
             num_generations=group_size,
             temperature=self._config.temperature,
+            max_prefill_tokens=self._config.forward_tokens,
         )
         sample = self._sampler or functools.partial(generate, policy)
-        # An inference engine makes its own batches.
-        size = self._config.generation_prompts if self._sampler is None else len(prompts)
+        batches = [range(len(prompts))]
+        if self._sampler is None:  # an inference engine makes its own batches
+            written = group_size * options.max_new_tokens
+            lengths = [len(prompt.input_ids) + written for prompt in prompts]
+            batches = by_tokens(lengths, CACHED_PER_FORWARD * self._config.forward_tokens)
         with self._accelerator.autocast():
-            parts = [
-                sample(through_tower(policy, prompts[start : start + size]), options)
-                for start in range(0, len(prompts), size)
-            ]
+            parts = [sample(through_tower(policy, prompts[batch.start : batch.stop]), options) for batch in batches]
         return join_rollouts(parts, options.pad_token_id)
 
     def _responses(self, rollouts: Rollouts) -> list[Response]:
@@ -236,9 +238,10 @@ class Collector:
 
     def _reference_logps(self, reference: PreTrainedModel, groups: GroupBatch, mask: Tensor) -> Tensor:
         """Log-probabilities of all responses under the frozen start model, float32 [P*G, T]."""
-        group_size = len(groups.token_ids) // len(groups.prompts)
-        at_once = max(1, self._config.per_device_train_batch_size // group_size)
-        parts = dataclasses.replace(groups, mask=mask).split(-(-len(groups.prompts) // at_once))
+        whole = dataclasses.replace(groups, mask=mask)
+        written = mask.view(len(groups.prompts), -1).sum(-1).tolist()
+        lengths = [len(prompt.input_ids) + tokens for prompt, tokens in zip(groups.prompts, written, strict=True)]
+        parts = [whole.part(batch) for batch in by_tokens(lengths, self._config.forward_tokens)]
         forward = PackedForward(reference, reference)
         with self._accelerator.autocast():
             return torch.cat([group_logps(forward, part, self._config.temperature) for part in parts])

@@ -16,9 +16,8 @@ AT_LEAST_ONE = (
     "max_completion_length",
     "feature_cache_bytes",
     "frame_cache_bytes",
-    "zoom_batch_size",
-    "generation_prompts",
     "num_decoders",
+    "forward_tokens",
 )
 
 # Settings of TRL that change what a step computes and that this trainer does not implement: (name, the only value, what

@@ -39,18 +39,19 @@ class GroupBatch:
 
     def split(self, num_parts: int) -> list["GroupBatch"]:
         """Parts of whole groups, equal up to one group: skipped groups may have left a number that does not divide."""
-        num_prompts = len(self.prompts)
-        size, larger = divmod(num_prompts, num_parts)
-        group_size = len(self.token_ids) // max(1, num_prompts)
+        size, larger = divmod(len(self.prompts), num_parts)
         edges = [part * size + min(part, larger) for part in range(num_parts + 1)]
-        return [
-            GroupBatch(
-                prompts=self.prompts[start:end],
-                num_items=self.num_items,
-                **{name: _rows(getattr(self, name), start * group_size, end * group_size) for name in _TENSORS},
-            )
-            for start, end in itertools.pairwise(edges)
-        ]
+        return [self.part(range(start, end)) for start, end in itertools.pairwise(edges)]
+
+    def part(self, places: range) -> "GroupBatch":
+        """Some neighbouring groups."""
+        group_size = len(self.token_ids) // max(1, len(self.prompts))
+        start, end = places.start * group_size, places.stop * group_size
+        return GroupBatch(
+            prompts=self.prompts[places.start : places.stop],
+            num_items=self.num_items,
+            **{name: _rows(getattr(self, name), start, end) for name in _TENSORS},
+        )
 
 
 _TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps")

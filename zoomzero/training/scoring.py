@@ -19,6 +19,7 @@ from zoomzero.rewards import (
     iou_reward,
     zoom_reward,
 )
+from zoomzero.rollouts.batches import by_tokens
 from zoomzero.video import VideoError
 
 
@@ -50,13 +51,13 @@ def score(
     scorer: PreTrainedModel | None,
     rows: Sequence[Mapping[str, Any]],
     responses: Sequence[str | Response],
-    zoom_batch_size: int,
+    max_tokens: int,
 ) -> Scores:
     """Score responses [B], texts or taken apart already, to the dataset rows `rows` [B] (a group's row repeated).
 
     scorer: the model that answers the zoom pass, None to leave the zoom reward 0. Each distinct set of zoomed frames
-    of a question is answered once, `zoom_batch_size` in a forward, with a single greedy token that must be the right
-    letter.
+    of a question is answered once, at most `max_tokens` tokens in a forward, with a single greedy token that must be
+    the right letter.
     """
     unreadable: dict[str, VideoError] = {}
     durations = dict.fromkeys((row["video"] for row in rows), 0.0)
@@ -70,7 +71,7 @@ def score(
     spans = [valid_spans(response, durations[row["video"]]) for row, response in zip(rows, taken, strict=True)]
     zoom, num_prompts = [0.0] * len(rows), 0
     if scorer is not None:
-        zoom, num_prompts = _zoom_rewards(encoder, scorer, rows, spans, zoom_batch_size, unreadable)
+        zoom, num_prompts = _zoom_rewards(encoder, scorer, rows, spans, max_tokens, unreadable)
     rewards = [
         (
             format_reward(response),
@@ -92,7 +93,7 @@ def _zoom_rewards(
     scorer: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
     spans: Sequence[Sequence[tuple[float, float]]],
-    batch_size: int,
+    max_tokens: int,
     unreadable: dict[str, VideoError],
 ) -> tuple[list[float], int]:
     """Zoom reward of every response, and how many distinct prompts were scored; adds to `unreadable`."""
@@ -108,7 +109,7 @@ def _zoom_rewards(
         keys.append(_key(planned[ask]) if ask in planned else None)
     # Different spans can lead to the same frames.
     looks = {_key(look): look for look in planned.values()}
-    answers = dict(zip(looks, _answers(encoder, scorer, list(looks.values()), batch_size, unreadable), strict=True))
+    answers = dict(zip(looks, _answers(encoder, scorer, list(looks.values()), max_tokens, unreadable), strict=True))
     rewards = [zoom_reward(answers.get(key, ""), row["answer"]) for key, row in zip(keys, rows, strict=True)]
     return rewards, len(looks)
 
@@ -122,25 +123,26 @@ def _answers(
     encoder: RowEncoder,
     scorer: PreTrainedModel,
     looks: Sequence[Look],
-    batch_size: int,
+    max_tokens: int,
     unreadable: dict[str, VideoError],
 ) -> list[str]:
     """The most likely next token, as text, of every zoom prompt; adds to `unreadable`, whose answers are empty."""
-    answers: list[str] = []
-    for start in range(0, len(looks), batch_size):
-        part = looks[start : start + batch_size]
+    answers = [""] * len(looks)
+    # Visual tokens are known before a video is read; the texts' come on top, and count when the prompts are there.
+    for part in by_tokens([look.plan.num_tokens for look in looks], max_tokens):
         prompts: dict[int, PreparedPrompt] = {}
-        for place, (look, prompt) in enumerate(zip(part, encoder.prepare(part), strict=True)):
+        for place, prompt in zip(part, encoder.prepare([looks[place] for place in part]), strict=True):
             if isinstance(prompt, VideoError):
-                unreadable[str(look.video)] = prompt
+                unreadable[str(looks[place].video)] = prompt
             else:
                 prompts[place] = prompt
-        texts = [""] * len(part)
         # The next frames are read while the model answers.
-        encoder.expect(looks[start + batch_size :])
-        if prompts:
-            tokens = next_token_logps(scorer, through_tower(scorer, list(prompts.values()))).argmax(-1)
-            for place, text in zip(prompts, encoder.processor.tokenizer.batch_decode(tokens[:, None]), strict=True):
-                texts[place] = text
-        answers += texts
+        encoder.expect(looks[part.stop :])
+        places = list(prompts)
+        for batch in by_tokens([len(prompts[place].input_ids) for place in places], max_tokens):
+            chosen = [places[index] for index in batch]
+            encoded = through_tower(scorer, [prompts[place] for place in chosen])
+            tokens = next_token_logps(scorer, encoded).argmax(-1)
+            for place, text in zip(chosen, encoder.processor.tokenizer.batch_decode(tokens[:, None]), strict=True):
+                answers[place] = text
     return answers

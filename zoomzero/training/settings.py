@@ -7,7 +7,7 @@ time.
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoomzero.limits import MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, NUM_DECODERS, TIME_LIMIT_SECONDS
+from zoomzero.limits import FORWARD_TOKENS, MAX_NEW_TOKENS, MAX_SKIPPED_FRACTION, NUM_DECODERS, TIME_LIMIT_SECONDS
 
 CREDITS = ("token_adv", "span_adv", "uniform")
 ZOOM_SCORERS = ("reference", "policy")
@@ -39,12 +39,14 @@ class TrainingSettings:
     )
     zoom_reward: bool = _setting(True, "The zoom pass: answer from the zoomed frames and reward a right answer.")
     zoom_scorer: str = _setting("reference", "Who answers the zoom pass: reference, the frozen start model, or policy.")
-    zoom_batch_size: int = _setting(64, "Zoom prompts scored in one forward.")
     online_filter: bool = _setting(
         False, "Leave out of the loss the groups whose answers are all right or all wrong and whose IoU is equal."
     )
     freeze_vision: bool = _setting(True, "The vision tower is not trained, and each video's features are cached.")
-    generation_prompts: int = _setting(16, "Prompts prefilled and decoded together, each with its whole group.")
+    forward_tokens: int = _setting(
+        FORWARD_TOKENS,
+        "Most tokens in a forward of prefill, zoom pass or reference; rollouts written together keep 8 times as many.",
+    )
     gradient_checkpointing: bool = _setting(False, "Recompute activations in the backward pass to save memory.")
     bf16: bool = _setting(False, "bfloat16 mixed precision in the loss and the zoom pass.")
     video_time_limit: float | None = _setting(
