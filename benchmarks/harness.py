@@ -28,16 +28,26 @@ _MEASURE_FLAG = "--measure-memory"
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock milliseconds of one candidate; ``seconds`` keeps every round for ratios."""
+    """Wall-clock milliseconds of one candidate; ``seconds`` keeps every round for ratios.
+
+    cpu_ms: median processor time of all threads, which a machine shared with others bends less.
+    """
 
     median_ms: float
     p20_ms: float
     p80_ms: float
+    cpu_ms: float
     seconds: tuple[float, ...]
+    cpu_seconds: tuple[float, ...]
 
     def speedup_of(self, other: Timing) -> float:
         """How many times longer ``self`` took than ``other``: the median over rounds."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
+
+    def cpu_speedup_of(self, other: Timing) -> float:
+        """As ``speedup_of``, in processor time."""
+        pairs = zip(self.cpu_seconds, other.cpu_seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
@@ -62,23 +72,27 @@ def interleave(
     prepare: by candidate, what is called before it and not timed, e.g. to restore an input that it overwrites.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_index in range(warmup + rounds):
         for name, run in candidates.items():
             for _ in range(repeats):
                 if prepare is not None and name in prepare:
                     prepare[name]()
-                start = time.perf_counter()
+                start, cpu_start = time.perf_counter(), time.process_time()
                 result = run()
-                elapsed = time.perf_counter() - start
+                elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
                 del result
             if round_index >= warmup:
                 seconds[name].append(elapsed)
+                cpu_seconds[name].append(cpu_elapsed)
     return {
         name: Timing(
             median_ms=statistics.median(values) * 1e3,
             p20_ms=percentile(values, 0.2) * 1e3,
             p80_ms=percentile(values, 0.8) * 1e3,
+            cpu_ms=statistics.median(cpu_seconds[name]) * 1e3,
             seconds=tuple(values),
+            cpu_seconds=tuple(cpu_seconds[name]),
         )
         for name, values in seconds.items()
     }
@@ -168,7 +182,7 @@ def write_results(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
 
 def timing_row(timing: Timing) -> dict[str, float]:
     """The figures of a timing that go into a result file."""
-    return {key: round(value, 4) for key, value in asdict(timing).items() if key != "seconds"}
+    return {key: round(value, 4) for key, value in asdict(timing).items() if not isinstance(value, tuple)}
 
 
 def print_table(rows: Sequence[Mapping[str, Any]]) -> None:
