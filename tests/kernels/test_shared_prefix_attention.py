@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.grpo_cases import assert_within_budget
+from support.ragged_flash import ragged_flash_in_plain_torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoomzero_kernels import build_info, reference, shared_prefix_attention
 from zoomzero_kernels.attention import eager, flash, merged
-from zoomzero_kernels.attention.blocks import Block, Inputs, Kernel, Results, blocks_of, flat_layout
+from zoomzero_kernels.attention.blocks import Inputs, Kernel, Results, blocks_of, flat_layout
 from zoomzero_kernels.attention.eager import EagerKernel
 from zoomzero_kernels.attention.flash import CpuFlashKernel, RaggedFlashKernel
 
@@ -41,62 +42,11 @@ def run(function: Any, tensors: Sequence[Tensor], *lengths: Any, **options: Any)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 
 
-def ragged_attention(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, key_starts: Tensor, causal: bool, scale: float
-) -> tuple[Tensor, Tensor]:
-    """What torch's ragged flash op for CUDA returns, sequence by sequence in plain torch."""
-    outs, sums = [], []
-    for (start, end), (first, last) in zip(
-        starts.unfold(0, 2, 1).tolist(), key_starts.unfold(0, 2, 1).tolist(), strict=True
-    ):
-        q, k, v = query[start:end], key[first:last], value[first:last]
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * scale
-        if causal:
-            hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(hidden, float("-inf"))
-        outs.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
-        sums.append(scores.logsumexp(-1))
-    return torch.cat(outs), torch.cat(sums, dim=1)
-
-
 @pytest.fixture
 def ragged_ops() -> Iterator[None]:
-    """The two private CUDA ops, in plain torch on the CPU and under torch's own schemas: our calls run for real."""
-    library = torch.library.Library("aten", "IMPL")
-
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, starts: Tensor, key_starts: Tensor, max_q: int, max_k: int, *rest: Any,
-        scale: float, **_: Any,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        assert max_q == starts.diff().max()
-        assert max_k == key_starts.diff().max()
-        out, sums = ragged_attention(q, k, v, starts, key_starts, rest[1], scale)
-        return out, sums, *(q.new_empty(0) for _ in range(3))
-
-    def backward(
-        grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, starts: Tensor, key_starts: Tensor,
-        max_q: int, max_k: int, dropout: float, causal: bool, *_: Any, scale: float, **__: Any,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        assert sums.is_contiguous()
-        grads = [torch.empty_like(tensor) for tensor in (q, k, v)]
-        kernel = EagerKernel()
-        windows = zip(starts.unfold(0, 2, 1).tolist(), key_starts.unfold(0, 2, 1).tolist(), strict=True)
-        for (start, end), (first, last) in windows:
-            block = Block(0, start, end - start, first, last - first)
-            grads_and_out, inputs = ([x.transpose(0, 1)[None] for x in part] for part in ((grad, out), (q, k, v)))
-            results = Results(*grads_and_out, sums[None])
-            (_, *parts), *_ = kernel.backward(Inputs(*inputs, scale), results, [block], causal)
-            for whole, part, place in zip(
-                grads, parts, (slice(start, end), slice(first, last), slice(first, last)), strict=True
-            ):
-                whole[place] = part[0].transpose(0, 1)
-        return tuple(grads)
-
-    library.impl("_flash_attention_forward", forward, "CPU")
-    library.impl("_flash_attention_backward", backward, "CPU")
-    yield
-    library._destroy()
+    """The two private CUDA ops in plain torch: our calls run for real."""
+    with ragged_flash_in_plain_torch():
+        yield
 
 
 def with_kernel(monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:

@@ -17,6 +17,7 @@ from support.tiny_qwen import (
     random_inputs,
     random_model,
 )
+from support.waits import WAITS, HiddenWaits, is_sent
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoomzero.models.encoding import encode_prompts
@@ -146,10 +147,6 @@ def test_sampling_options_are_checked(changes: dict[str, object], message: str) 
         _options(**changes)
 
 
-# Ops that make the host wait for the device, whatever they are called for.
-WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "unique2", "_unique2", "masked_select", "equal"}
-
-
 class StepsSeen(TorchDispatchMode):
     """Every op between two calls of the language model: its name, and the shapes of its tensors."""
 
@@ -164,8 +161,7 @@ class StepsSeen(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if self.steps:
             self.waits += name in WAITS
-            # a tensor made from numbers on the host, which a device would have to be sent
-            self.copies += name == "lift_fresh" or (name == "_to_copy" and "device" in (kwargs or {}))
+            self.copies += is_sent(name, kwargs)
             self.steps[-1].append((name, [x.shape for x in (*args, result) if isinstance(x, torch.Tensor)]))
         return result
 
@@ -188,10 +184,16 @@ def test_steps_are_all_alike_and_the_host_does_not_wait(temperature: float) -> N
     options = _options(max_new_tokens=41, num_generations=4, temperature=temperature, eos_token_ids=(never,))
     seen = StepsSeen()
     model.model.language_model.register_forward_pre_hook(seen.begin, with_kwargs=True)
-    with seen:
+    hidden = HiddenWaits()
+
+    def count(*_: Any) -> None:
+        hidden.counting = 0 < len(seen.steps) < 40  # behind the last comes the result
+
+    model.model.language_model.register_forward_pre_hook(count)
+    with seen, hidden:
         generate(model, prompts, options, torch.Generator().manual_seed(0))
     assert len(seen.steps) == 40
-    assert seen.waits + seen.copies <= 3
+    assert seen.waits + seen.copies + len(hidden.found) <= 3
     assert len({tuple(addresses) for addresses in seen.addresses}) == 1
     looks = {"any", "_local_scalar_dense", "is_nonzero"}
     plain = [[op for op in step if op[0] not in looks] for step in seen.steps[:-1]]  # behind the last comes the result

@@ -22,7 +22,7 @@ from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.looks.parallel_reads import ParallelReads
 from zoomzero.looks.videos import VideoSource
 from zoomzero.models import mrope_positions
-from zoomzero.models.encoding import PlacedVideo, video_features
+from zoomzero.models.encoding import PATCHES_PER_RUN, PlacedVideo, video_features
 from zoomzero.patches import VideoPatches
 from zoomzero.video import VideoError
 from zoomzero_kernels import token_resample
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 # Bound in bytes of the prompts' ids and positions (a few kilobytes each).
 MAX_TEXTS = 1 << 26
-# Patches in one run of the vision tower: a coarse look at the published budget (8192 tokens of 2x2 patches) fills it.
-PATCHES_PER_RUN = 8192 * 4
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from zoomzero.models.batches import batches_of
 from zoomzero.models.positions import mrope_positions
+from zoomzero.models.segment_attention import segment_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Patches in one run of the vision tower: a coarse look at the published budget (8192 tokens of 2x2 patches) fills it.
+PATCHES_PER_RUN = 8192 * 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class EncodedPrompt:
 
 
 def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Features of several videos from one run of the vision tower.
+    """Features of several videos, from runs of the vision tower of at most `PATCHES_PER_RUN` patches, or one video.
 
     videos: (pixel_values_videos [t*h*w, C], video_grid_thw int64 [k, 3]) of each prompt. Returns for each prompt
     [sum(t*h*w) / merge**2, D * (1 + depths)], on the model's device and in its dtype; depths is 0 but for Qwen3-VL, see
@@ -66,10 +71,16 @@ def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor
     """
     if not videos:
         return []
-    tower = model.model.visual
-    pixels = torch.cat([pixels for pixels, _ in videos]).to(device=model.device, dtype=tower.dtype)
-    grids = torch.cat([grid for _, grid in videos])
-    outputs = tower(pixels, grid_thw=grids.to(model.device))
+    features: list[Tensor] = []
+    for part in batches_of([len(pixels) for pixels, _ in videos], PATCHES_PER_RUN):
+        features += _run_of_tower(model.model.visual, [videos[index] for index in part], model.device)
+    return features
+
+
+def _run_of_tower(tower: Any, videos: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[Tensor]:
+    pixels = torch.cat([pixels for pixels, _ in videos]).to(device=device, dtype=tower.dtype)
+    grids = torch.cat([grid for _, grid in videos]).cpu()
+    outputs = tower(pixels, grid_thw=grids.to(device), **segment_arguments(tower, grids))
     features = torch.cat([outputs.pooler_output, *(getattr(outputs, "deepstack_features", None) or [])], dim=-1)
     merge = tower.spatial_merge_size
     sizes = [int(grid.prod(-1).sum()) // merge**2 for _, grid in videos]

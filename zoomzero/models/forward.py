@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from zoomzero.models.batches import TOKENS_PER_FORWARD, batches_of
 from zoomzero.models.encoding import EncodedPrompt, language_inputs
 from zoomzero.models.packed_attention import PackedLengths, packed_arguments, use_packed_attention
 
@@ -38,15 +39,20 @@ def prefill(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], cache: Cac
 
 
 @torch.no_grad()
-def next_token_logps(model: PreTrainedModel, prompts: Sequence[EncodedPrompt]) -> Tensor:
-    """Log-probabilities float32 [P, V] of the token after each prompt, prompts of any lengths in one forward.
+def next_token_logps(
+    model: PreTrainedModel, prompts: Sequence[EncodedPrompt], tokens_per_forward: int = TOKENS_PER_FORWARD
+) -> Tensor:
+    """Log-probabilities float32 [P, V] of the token after each prompt, for prompts of any lengths.
 
     The zoom pass reads its answer from this (single greedy token), inference reads an answer's confidence.
+
+    tokens_per_forward: prompts share a forward up to so many tokens; a longer prompt has one of its own.
     """
     if not prompts:
         raise ValueError("next_token_logps: needs at least one prompt, got none; skip the call for an empty batch")
     with evaluation_mode(model):
-        hidden = prefill(model, prompts, cache=None)
+        parts = batches_of([prompt.input_ids.numel() for prompt in prompts], tokens_per_forward)
+        hidden = torch.cat([prefill(model, [prompts[index] for index in part], cache=None) for part in parts])
         return model.lm_head(hidden).float().log_softmax(-1)
 
 

@@ -176,12 +176,12 @@ def kernel_for(query: Tensor) -> Kernel:
     """The kernel that computes blocks of query [P, H, L, D]; see Note [Private kernels]."""
     if query.device.type == "cpu":
         return CpuFlashKernel() if query.dtype in _FLOATS and cpu_flash_fits() else EagerKernel()
-    if query.device.type == "cuda" and _ragged_flash_takes(query) and cuda_flash_fits():
+    if query.device.type == "cuda" and ragged_flash_takes(query) and cuda_flash_fits():
         return RaggedFlashKernel()
     return EagerKernel()
 
 
-def _ragged_flash_takes(query: Tensor) -> bool:
+def ragged_flash_takes(query: Tensor) -> bool:
     """Half precision, heads of up to 256 in steps of 8, compute capability 8.0: what FlashAttention-2 was built for."""
     return (
         query.dtype in (torch.bfloat16, torch.float16)
