@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import zoomzero
+from zoomzero.child_processes import safe_children
 
 # Every command file has add(commands), its options, and run(options) -> exit status. Heavy imports (torch,
 # transformers, TRL) happen inside run, so that --help answers at once.
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from zoomzero.video import VideoError
 
     try:
-        return COMMANDS[options.command].run(options)
+        with safe_children():
+            return COMMANDS[options.command].run(options)
     except (VideoError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"zoomzero {options.command}: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.cli.video_limits import add_time_limit
 from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.text import escaped
 
@@ -40,6 +41,7 @@ def add(commands: Any) -> None:
     answer.add_argument("--subtitles", type=Path, metavar="FILE", help="an .srt file of the video")
     answer.add_argument("--prompts", type=Path, metavar="FILE", help="templates: JSON as in a zoomzero.json")
     answer.add_argument("--device", help="cpu, cuda, ...")
+    add_time_limit(answer, "say so")
     answer.add_argument("--json", action="store_true", help="print whole answers as JSON, and nothing else")
 
 
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     prompts = None if options.prompts is None else load_prompts(options.prompts)
     subtitles = None if options.subtitles is None else load_subtitles(options.subtitles)
     questions = _questions(options)
-    with open_video(options.video) as video:
+    with open_video(options.video, time_limit=options.time_limit or None) as video:
         for question, texts in questions:
             Inquiry(question, texts, video.duration)
         if options.model is None:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, TrainerCallback
 
+from zoomzero.child_processes import safe_children
 from zoomzero.inputs import VideoInputs, load_processor, require_inputs_of
 from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.adapters import checked_lora, has_adapters, without_wrapper
@@ -22,6 +23,7 @@ from zoomzero.models.tokens import end_token_ids
 from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
 from zoomzero.training.checkpointing import CheckpointingTrainer
+from zoomzero.training.collating import ReadAheadCollator
 from zoomzero.training.collect import Collector
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.dataset import Rows, check_num_rows, checked_dataset
@@ -129,7 +131,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
             self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends, self._vllm
         )
         # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
-        self.data_collator = self._read_ahead
+        self.data_collator = ReadAheadCollator(self.encoder)
 
     # -- a step ------------------------------------------------------------------------------------------------------
 
@@ -234,13 +236,6 @@ class ZoomZeroTrainer(CheckpointingTrainer):
 
     # -- runs --------------------------------------------------------------------------------------------------------
 
-    def _read_ahead(self, rows: Any) -> Any:
-        """The collator: rows as they are, after their videos were handed to the background threads."""
-        # In a process of the loader there is no model to overlap with, and no way back for what was read.
-        if torch.utils.data.get_worker_info() is None:
-            self.encoder.read_ahead(rows)
-        return rows
-
     def train(self, *args: Any, **keywords: Any) -> Any:
         """As TRL's; no background thread outlives it.
 
@@ -249,7 +244,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         """
         self._rollout_step = None
         try:
-            return super().train(*args, **keywords)
+            with safe_children():
+                return super().train(*args, **keywords)
         finally:
             self.encoder.stop_reading_ahead()
 
@@ -259,7 +255,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         if isinstance(dataset, Dataset):
             self._skipping.evaluate_others(len(dataset))
         try:
-            return super().evaluate(*args, **keywords)
+            with safe_children():
+                return super().evaluate(*args, **keywords)
         finally:
             if not self.is_in_train:
                 self.encoder.stop_reading_ahead()
