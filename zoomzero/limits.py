@@ -14,5 +14,5 @@ NUM_DECODERS = 2
 
 MAX_BAD_FRACTION = 0.01
 """Share of an annotation file's rows that may break a rule; they are left out."""
-# Tokens in one forward without gradients; Note [A bound in tokens] in rollouts/batches.py says what that takes.
+# Tokens in one forward without gradients; Note [A bound in tokens] in models/batches.py says what that takes.
 FORWARD_TOKENS = 1 << 15

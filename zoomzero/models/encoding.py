@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zoomzero.models.batches import batches_of
+from zoomzero.models.batches import by_tokens
 from zoomzero.models.positions import mrope_positions
 from zoomzero.models.segment_attention import segment_arguments
 
@@ -72,7 +72,7 @@ def video_features(model: PreTrainedModel, videos: Sequence[tuple[Tensor, Tensor
     if not videos:
         return []
     features: list[Tensor] = []
-    for part in batches_of([len(pixels) for pixels, _ in videos], PATCHES_PER_RUN):
+    for part in by_tokens([len(pixels) for pixels, _ in videos], PATCHES_PER_RUN):
         features += _run_of_tower(model.model.visual, [videos[index] for index in part], model.device)
     return features
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from zoomzero.models.batches import TOKENS_PER_FORWARD, batches_of
+from zoomzero.limits import FORWARD_TOKENS
+from zoomzero.models.batches import by_tokens
 from zoomzero.models.encoding import EncodedPrompt, language_inputs
 from zoomzero.models.packed_attention import PackedLengths, packed_arguments, use_packed_attention
 
@@ -40,18 +41,18 @@ def prefill(model: PreTrainedModel, prompts: Sequence[EncodedPrompt], cache: Cac
 
 @torch.no_grad()
 def next_token_logps(
-    model: PreTrainedModel, prompts: Sequence[EncodedPrompt], tokens_per_forward: int = TOKENS_PER_FORWARD
+    model: PreTrainedModel, prompts: Sequence[EncodedPrompt], forward_tokens: int = FORWARD_TOKENS
 ) -> Tensor:
     """Log-probabilities float32 [P, V] of the token after each prompt, for prompts of any lengths.
 
     The zoom pass reads its answer from this (single greedy token), inference reads an answer's confidence.
 
-    tokens_per_forward: prompts share a forward up to so many tokens; a longer prompt has one of its own.
+    forward_tokens: prompts share a forward up to so many tokens; a longer prompt has one of its own.
     """
     if not prompts:
         raise ValueError("next_token_logps: needs at least one prompt, got none; skip the call for an empty batch")
     with evaluation_mode(model):
-        parts = batches_of([prompt.input_ids.numel() for prompt in prompts], tokens_per_forward)
+        parts = by_tokens([prompt.input_ids.numel() for prompt in prompts], forward_tokens)
         hidden = torch.cat([prefill(model, [prompts[index] for index in part], cache=None) for part in parts])
         return model.lm_head(hidden).float().log_softmax(-1)
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from zoomzero.models.batches import by_tokens
 from zoomzero.models.encoding import EncodedPrompt
 from zoomzero.models.forward import evaluation_mode, prefill
 from zoomzero.rollouts import Rollouts, SamplingOptions
-from zoomzero.rollouts.batches import by_tokens
 
 # Steps between two looks at whether all responses have ended; up to so many steps are computed in vain.
 STEPS_PER_LOOK = 16

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
+from zoomzero.models.batches import CACHED_PER_FORWARD, by_tokens
 from zoomzero.responses import Response, parse, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, Sampler, SamplingOptions
-from zoomzero.rollouts.batches import CACHED_PER_FORWARD, by_tokens
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from zoomzero.intervals import inside_video
 from zoomzero.looks import Look, PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
+from zoomzero.models.batches import by_tokens
 from zoomzero.models.forward import next_token_logps
 from zoomzero.responses import Response, parse
 from zoomzero.rewards import (
@@ -19,7 +20,6 @@ from zoomzero.rewards import (
     iou_reward,
     zoom_reward,
 )
-from zoomzero.rollouts.batches import by_tokens
 from zoomzero.video import VideoError
 
 
@@ -142,7 +142,7 @@ def _answers(
         for batch in by_tokens([len(prompts[place].input_ids) for place in places], max_tokens):
             chosen = [places[index] for index in batch]
             encoded = through_tower(scorer, [prompts[place] for place in chosen])
-            tokens = next_token_logps(scorer, encoded).argmax(-1)
+            tokens = next_token_logps(scorer, encoded, max_tokens).argmax(-1)
             for place, text in zip(chosen, encoder.processor.tokenizer.batch_decode(tokens[:, None]), strict=True):
                 answers[place] = text
     return answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from zoomzero.answering.backends import Chosen, Spent, Spoken, Written
 from zoomzero.answering.cost import text_flops, vision_flops
 from zoomzero.budget import FramePlan
 from zoomzero.inputs import VideoInputs
+from zoomzero.limits import FORWARD_TOKENS
 from zoomzero.looks import PreparedPrompt, frames_key, through_tower
 from zoomzero.looks.encoder import PromptEncoder
 from zoomzero.looks.videos import OpenVideos
@@ -46,18 +48,21 @@ class LanguageModel(Protocol):
 
 
 class OwnLanguageModel:
-    """The model itself, run by our own loop."""
+    """The model itself, run by our own loop.
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+    forward_tokens: most tokens of prompts in one forward; see Note [A bound in tokens] in models/batches.py.
+    """
+
+    def __init__(self, model: PreTrainedModel, forward_tokens: int = FORWARD_TOKENS) -> None:
+        self._model, self._forward_tokens = model, forward_tokens
 
     def write(self, prompts: Sequence[EncodedPrompt], options: SamplingOptions) -> Rollouts:
         """As `LanguageModel`."""
-        return generate(self._model, prompts, options)
+        return generate(self._model, prompts, replace(options, max_prefill_tokens=self._forward_tokens))
 
     def next_logps(self, prompts: Sequence[EncodedPrompt], token_ids: Sequence[int]) -> Tensor:
         """As `LanguageModel`."""
-        return next_token_logps(self._model, prompts)[:, list(token_ids)]
+        return next_token_logps(self._model, prompts, self._forward_tokens)[:, list(token_ids)]
 
 
 class LocalBackend:
