@@ -42,6 +42,7 @@ from dataclasses import replace
 import av
 import numpy as np
 
+from zoomzero.video.appended import second_recording
 from zoomzero.video.base import MAX_STALE_SECONDS, Indices
 from zoomzero.video.errors import READ_ERRORS
 from zoomzero.video.keyframes import KeyTest
@@ -50,8 +51,10 @@ from zoomzero.video.source import (
     FileState,
     OpenOptions,
     Source,
+    alpha_decoder,
     check_source,
     open_container,
+    opened_bytes,
     source_name,
     video_stream,
 )
@@ -79,7 +82,7 @@ class FrameReader:
     Attributes:
         path: what messages call the source.
         codec: its name.
-        container, stream: as PyAV has them opened last.
+        container, stream, decoder: as PyAV has them opened last.
         table: the frames, once `use` was told.
         ahead: the next frame that was decoded already, or None.
         is_key: whether decoding can start at a packet.
@@ -88,12 +91,13 @@ class FrameReader:
 
     def __init__(self, source: Source, options: OpenOptions, progress: Progress) -> None:
         self.path = source_name(source)
-        self._source = source
         self.options = options
         self.progress = progress
         self._owner = os.getpid()
         target = check_source(source)
         self._file = target if isinstance(target, str) else None
+        # Absolute, so that it is found again from another folder.
+        self._source = source if self._file is None else self._file
         self._state = None if self._file is None else FileState.of(self._file)
         self.table: FrameTable
         self._has_keys = True
@@ -111,7 +115,7 @@ class FrameReader:
         self._next_number = 0
         self.container = open_container(source, options)
         try:
-            self.stream = video_stream(self.container, self.path, options)
+            self._open_stream()
             self.is_key = KeyTest(self.stream)
             self.codec = self.stream.codec_context.codec.canonical_name
         except BaseException:
@@ -125,6 +129,8 @@ class FrameReader:
         found = scan(self.container, self.stream, self.progress)
         self._has_keys = any(found.is_key)
         self._index_times = found.index_times
+        with opened_bytes(self._source) as file:
+            found.unread_from = second_recording(file, self.container.format.name, found.last_place)
         return found
 
     def use(self, table: FrameTable) -> None:
@@ -148,8 +154,12 @@ class FrameReader:
         self.check_unchanged()
         self.container.close()
         self.container = open_container(self._source, self.options)
-        self.stream = video_stream(self.container, self.path, self.options)
+        self._open_stream()
         self._next_number = 0
+
+    def _open_stream(self) -> None:
+        self.stream = video_stream(self.container, self.path, self.options)
+        self.decoder = alpha_decoder(self.stream, self.options) or self.stream.codec_context
 
     def restart(self) -> None:
         """Start over with a fresh demuxer and decoder: right for every container."""
@@ -169,7 +179,7 @@ class FrameReader:
 
     def leave_to_parent(self, *others: object) -> None:
         """Let go of what was inherited, `others` included, and open the file again."""
-        for inherited in (self.container, self.stream, self._frames, self._current, self.ahead, *others):
+        for inherited in (self.container, self.stream, self.decoder, self._frames, self._current, self.ahead, *others):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
         self._owner = os.getpid()
         self.container = open_container(self._source, self.options)
@@ -195,7 +205,7 @@ class FrameReader:
         for packet, is_joint in self._moved_packets(first_packet):
             if is_joint:
                 yield from self._not_before(earliest, self._decoded(None))
-                self.stream.codec_context.flush_buffers()
+                self.decoder.flush_buffers()
                 needs_key, earliest = True, None
             if needs_key:
                 if not self.is_key(packet):
@@ -249,14 +259,14 @@ class FrameReader:
     def _choose_dropping(self, packet: av.Packet) -> None:
         """See Note [Frames nobody asked for]."""
         wanted = packet.pts is None or self._wanted is None or packet.pts in self._wanted
-        self.stream.codec_context.skip_frame = "DEFAULT" if wanted else "NONREF"
+        self.decoder.skip_frame = "DEFAULT" if wanted else "NONREF"
         if not wanted and packet.pts is not None:
             self._dropped.add(packet.pts)
 
     def _decoded(self, packet: av.Packet | None) -> list[av.VideoFrame]:
         self.progress()
         try:
-            return list(self.stream.codec_context.decode(packet))
+            return list(self.decoder.decode(packet))
         except READ_ERRORS as error:
             log.debug("%s: packet at %s does not decode: %s", self.path, packet and packet.pts, error)
             return []
@@ -316,6 +326,7 @@ class FrameReader:
         except av.FFmpegError as error:
             log.debug("%s: seek failed: %s", self.path, error)
             return False
+        self.decoder.flush_buffers()
         return True
 
     def _distrust_flags(self) -> None:
@@ -328,7 +339,7 @@ class FrameReader:
         if first_packet < self._next_number:
             self._reopen()
         else:
-            self.stream.codec_context.flush_buffers()
+            self.decoder.flush_buffers()
         self._forget_position()
         self._frames = self._timed(self._decode(None, first_packet))
         self.ahead = next(self._frames, None)

@@ -149,7 +149,7 @@ class SegmentReader:
 
     def _new_decoder(self) -> av.VideoCodecContext:
         """A decoder of what the stream's own decodes, without threads."""
-        own = self._reader.stream.codec_context
+        own = self._reader.decoder
         decoder = av.CodecContext.create(own.codec, "r")
         assert isinstance(decoder, av.VideoCodecContext)  # of a video stream
         decoder.extradata = own.extradata

@@ -6,9 +6,12 @@ addresses, and a text file must not be read as one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import re
 import urllib.parse
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +19,7 @@ from typing import BinaryIO
 import av
 from av.stream import Discard, Disposition
 
+from zoomzero.video.appended import top_level_boxes
 from zoomzero.video.errors import VideoError
 
 Source = str | os.PathLike[str] | bytes | BinaryIO
@@ -24,6 +28,19 @@ ALLOWED_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,mpegts,mpeg,mpegvideo,avi,flv,live_flv,ogg,asf,h264,hevc,vvc,"
     "m4v,obu,av1,ivf,gif,yuv4mpegpipe,nut,mxf,rm,wtv,dv,swf,apng"
 )
+
+# Decoders that give out transparency, by the codec.
+ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+# How files begin that hold a picture; an animated GIF or PNG is a video.
+PICTURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff.*", re.DOTALL),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n.*", re.DOTALL),
+    "WebP": re.compile(rb"RIFF....WEBP.*", re.DOTALL),
+    "TIFF": re.compile(rb"(II\*\0|MM\0\*).*", re.DOTALL),
+    "BMP": re.compile(rb"BM....\0\0\0\0.*", re.DOTALL),
+}
+# Of a file that cannot be opened, so many boxes are looked at.
+MOST_LISTED_BOXES = 64
 
 
 @dataclass(frozen=True)
@@ -154,9 +171,15 @@ def open_container(source: Source, options: OpenOptions) -> av.container.InputCo
 
 def _why_unreadable(source: Source, error: Exception) -> str:
     """A reason in words. An mp4 whose recording was cut short has its data but not the index at its end."""
-    boxes = _top_level_boxes(source)
+    with opened_bytes(source) as file:
+        boxes = [name for name, _, _ in top_level_boxes(file, MOST_LISTED_BOXES)]
+        file.seek(0)
+        head = file.read(16)
     if "ftyp" in boxes and "moov" not in boxes:
         return "no index (moov box): the recording or download was cut off before it was finished"
+    for name, magic in PICTURES.items():
+        if magic.fullmatch(head):
+            return f"a picture ({name}), not a video"
     if isinstance(error, EOFError):
         return "ends before the first frame"
     if isinstance(error, av.InvalidDataError):
@@ -164,29 +187,17 @@ def _why_unreadable(source: Source, error: Exception) -> str:
     return f"cannot be read as video: {error}"
 
 
-def _top_level_boxes(source: Source) -> list[str]:
-    """Names of the top-level boxes of an ISO file, as far as they can be followed (at most 64)."""
-    names: list[str] = []
+@contextlib.contextmanager
+def opened_bytes(source: Source) -> Iterator[BinaryIO]:
+    """The source's bytes, to be read from any place; a file object of the caller's is put back where it was."""
+    position = source.tell() if hasattr(source, "tell") else 0
     target = check_source(source)
-    handle: BinaryIO = open(target, "rb") if isinstance(target, str) else target  # noqa: SIM115 (closed below if ours)
-    try:
-        position = 0
-        while len(names) < 64:
-            handle.seek(position)
-            head = handle.read(16)
-            if len(head) < 8:
-                break
-            size = int.from_bytes(head[:4], "big")
-            names.append(head[4:8].decode("latin-1"))
-            if size == 1 and len(head) == 16:
-                size = int.from_bytes(head[8:16], "big")
-            if size < 8:
-                break
-            position += size
-    finally:
-        if isinstance(target, str):
-            handle.close()
-    return names
+    if isinstance(target, str):
+        with open(target, "rb") as file:
+            yield file
+    else:
+        yield target
+        target.seek(position)
 
 
 def video_stream(container: av.container.InputContainer, path: str, options: OpenOptions) -> av.VideoStream:
@@ -214,3 +225,19 @@ def video_stream(container: av.container.InputContainer, path: str, options: Ope
     stream.codec_context.thread_count = options.num_threads
     stream.codec_context.options = {"max_pixels": str(options.max_pixels)}
     return stream
+
+
+def alpha_decoder(stream: av.VideoStream, options: OpenOptions) -> av.VideoCodecContext | None:
+    """What decodes VP8 and VP9 with their alpha channel, which lies beside the packets; None for other streams.
+
+    FFmpeg's own decoders pass over it; those of libvpx do not.
+    """
+    name = ALPHA_DECODERS.get(stream.codec_context.codec.canonical_name)
+    if name is None or stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return None
+    decoder = av.CodecContext.create(name, "r")
+    assert isinstance(decoder, av.VideoCodecContext)  # of a video codec
+    decoder.width, decoder.height = stream.codec_context.width, stream.codec_context.height
+    decoder.thread_count = options.num_threads
+    decoder.options = {"max_pixels": str(options.max_pixels)}
+    return decoder

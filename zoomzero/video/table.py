@@ -105,6 +105,8 @@ class PacketList:
         flags_lie: a packet is flagged as a key frame and is none.
         failures: what could not be read.
         index_times: times by place in the file, where the packets' own are wrong, or empty.
+        last_place: byte in the file at which the last packet begins, 0 where the demuxer does not say.
+        unread_from: byte at which another recording begins that the demuxer does not read, or None.
     """
 
     pts: list[int] = field(default_factory=list)
@@ -116,6 +118,8 @@ class PacketList:
     flags_lie: bool = False
     failures: ReadFailures = field(default_factory=ReadFailures)
     index_times: dict[int, int] = field(default_factory=dict)
+    last_place: int = 0
+    unread_from: int | None = None
 
     def part_starts(self, time_base: Fraction) -> list[int]:
         """Numbers of the packets at which the clock starts. See Note [Joined recordings] in packets."""
@@ -151,6 +155,7 @@ def scan(container: av.container.InputContainer, stream: av.VideoStream, progres
         found.is_shown.append(not (packet.is_discard or (is_vp8 and is_hidden_vp8(packet))))
         found.duration.append(packet.duration or 0)
     found.flags_lie = is_key.lies
+    found.last_place = max((place for place in places if place is not None), default=0)
     times = index_times(container, stream)
     if len(times) > len(places):
         found.index_times = times
@@ -310,6 +315,11 @@ def _last_duration(found: PacketList, part: _Part, pts: Ticks, step: int) -> int
 
 
 def _reading_damage(found: PacketList, container: av.container.InputContainer, stream: av.VideoStream) -> list[str]:
+    unread = [] if found.unread_from is None else [f"another recording begins at byte {found.unread_from}, unread"]
+    return _first_damage(found, container, stream) + unread
+
+
+def _first_damage(found: PacketList, container: av.container.InputContainer, stream: av.VideoStream) -> list[str]:
     num_packets = len(found.pts)
     num_cut_off = _num_cut_off(found, container, stream)
     if num_cut_off:
