@@ -188,6 +188,7 @@ def main() -> None:
     parser.add_argument("--model-rounds", type=int, default=1)
     parser.add_argument("--candidates", nargs="*", choices=BASES, default=list(BASES), help="of the model")
     parser.add_argument("--no-table", action="store_true", help="leave out the table over prompts and completions")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory of the model's passes")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.groups:
@@ -195,20 +196,25 @@ def main() -> None:
         rows = [row for name in arguments.groups for row in rows_of(name, GROUPS[name], arguments.rounds)]
         print_table(rows)
         print(f"written to {write_results('shared_prefix', rows)}")
-    shapes = {}
-    if arguments.layers:
-        shapes[Rows(2048, 8, 128, arguments.layers, arguments.dtype)] = arguments.candidates
-    if not arguments.no_table:
-        shapes |= {Rows(*shape, 1, arguments.dtype): candidates for shape, candidates in TABLE.items()}
-    if shapes:
+    if arguments.layers or not arguments.no_table:
         with tempfile.TemporaryDirectory() as folder:
             check_passes(folder)
-    of_model: list[dict[str, object]] = []
+    if arguments.layers:
+        shape = Rows(2048, 8, 128, arguments.layers, arguments.dtype)
+        save(f"shared_prefix_{arguments.layers}_layers_{arguments.dtype}", {shape: arguments.candidates}, arguments)
+    if not arguments.no_table:
+        shapes = {Rows(*shape, 1, arguments.dtype): candidates for shape, candidates in TABLE.items()}
+        save(f"shared_prefix_table_{arguments.dtype}", shapes, arguments)
+
+
+def save(name: str, shapes: dict[Rows, list[str]], arguments: argparse.Namespace) -> None:
+    """Measure passes of models, and write what is known after each shape: the long ones may be stopped."""
+    rows: list[dict[str, object]] = []
     for shape, candidates in shapes.items():
-        of_model += measure(shape, candidates, arguments.model_rounds, with_memory=shape.layers == arguments.layers)
-        print_table(of_model[-len(candidates) :])
-        name = "shared_prefix_model" + ("" if arguments.dtype == "float32" else f"_{arguments.dtype}")
-        print(f"written to {write_results(name, of_model)}", flush=True)
+        with_memory = shape.layers == arguments.layers and not arguments.no_memory
+        rows += measure(shape, candidates, arguments.model_rounds, with_memory=with_memory)
+        print_table(rows[-len(candidates) :])
+        print(f"written to {write_results(name, rows)}", flush=True)
 
 
 if __name__ == "__main__" and not serve_memory(measure_memory):
