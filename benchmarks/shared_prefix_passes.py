@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 import zoomzero
+from zoomzero.integrations.trl import FusedGRPOLossMixin
 from zoomzero.integrations.trl_shared_prefix import SharedPrefixMixin
 from zoomzero_kernels import linear_selective_logps
 
@@ -148,9 +149,13 @@ class PackedTrainer(SharedPrefixMixin, GRPOTrainer):
     """TRL's trainer with packed passes."""
 
 
-TRAINERS = {"TRL": GRPOTrainer, "TRL, SharedPrefixMixin": PackedTrainer}
+class FusedTrainer(SharedPrefixMixin, FusedGRPOLossMixin, GRPOTrainer):
+    """With packed passes and the fused head."""
+
+
+TRAINERS = {"TRL": GRPOTrainer, "TRL, SharedPrefixMixin": PackedTrainer, "TRL, both mixins": FusedTrainer}
 # What each candidate is compared with.
-BASES = dict.fromkeys(PASSES, "ours") | dict.fromkeys(TRAINERS, "TRL, SharedPrefixMixin")
+BASES = dict.fromkeys(PASSES, "ours") | dict.fromkeys(TRAINERS, "TRL, both mixins")
 
 
 def model_step(logps: Callable[..., Tensor], model: Qwen2ForCausalLM, tokens: tuple[Tensor, Tensor]) -> None:

@@ -46,17 +46,18 @@ def segment_attention(
     *,
     scaling: float,
     cu_seq_lens_q: Tensor,
-    dropout: float = 0.0,
-    host_segments: dict[int, Segments] | None = None,
-    **_: object,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Full attention inside each segment of a flat sequence.
 
-    query, key, value: [1, heads, S, head_dim]; cu_seq_lens_q: int32 [segments + 1], its last entry is S; host_segments:
-    see Note [Segments known on the host], without it the host asks the device. Returns [1, S, heads, head_dim] and None
-    (no weights), as transformers' attention interface asks. See Note [Vision attention in one call].
+    query, key, value: [1, heads, S, head_dim]; cu_seq_lens_q: int32 [segments + 1], its last entry is S. Of the options
+    dropout is read, and host_segments, see Note [Segments known on the host], without which the host asks the device.
+    Returns [1, S, heads, head_dim] and None (no weights), as transformers' attention interface asks. See Note [Vision
+    attention in one call].
     """
-    segments = (host_segments or {}).get(cu_seq_lens_q.numel() - 1)
+    dropout: float = options.get("dropout", 0.0)
+    known: dict[int, Segments] = options.get("host_segments") or {}
+    segments = known.get(cu_seq_lens_q.numel() - 1)
     if segments is None:
         segments = segments_of(cu_seq_lens_q.diff().tolist(), query.device)
     if _varlen_takes(query, dropout):
