@@ -81,6 +81,7 @@ def _groups(model: Model, *, frozen_tower: bool) -> GroupBatch:
         advantages=noise[0] * mask,
         old_logps=noise[1] - 4,
         ref_logps=noise[2] - 4,
+        token_weights=None,
         num_items=int(mask.sum()),
     )
 

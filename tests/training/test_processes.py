@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +160,39 @@ def test_a_plan_that_would_be_left_out_is_refused(tmp_path: Path, monkeypatch: p
     processor = tiny_processor()
     with pytest.raises(ValueError, match=r"shares weights among several processes, got 1 of accelerate's kind NO"):
         ZoomZeroTrainer(tiny_model(processor.tokenizer), config, rows, processing_class=processor)
+
+
+def test_a_process_that_dies_ends_the_others(tmp_path: Path) -> None:
+    """Two processes without a launcher that would watch over them; one is killed in the middle of the run."""
+    clip_rows(tmp_path, 4)
+    run = {
+        "clips": str(tmp_path), "unreadable": [], "max_steps": 10_000, "per_device_train_batch_size": 8, "fsdp": True,
+        "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "result": str(tmp_path / "result"),
+        "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launch = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), json.dumps([run])],
+            env={**os.environ, **launch, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    )
+    try:
+        while newest_checkpoint(tmp_path / "run").num_steps == 0:
+            assert first.poll() is None, first.communicate()[1]
+            time.sleep(0.05)
+        second.kill()
+        _, error = first.communicate(timeout=120)
+    finally:
+        first.kill()
+        second.kill()
+    assert first.returncode not in (0, -signal.SIGKILL)
+    assert "onnection" in error, error[-2000:]
+    assert newest_checkpoint(tmp_path / "run").num_steps >= 1

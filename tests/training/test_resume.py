@@ -1,14 +1,9 @@
 """Runs that end early and go on: nothing lost, and the same as if they had not been interrupted."""
 
-import json
 import os
-import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -309,48 +304,3 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-
-
-@pytest.mark.slow
-def test_kill_9_at_random_moments(whole: Whole, folder: Path, samples: list[Sample], tmp_path: Path) -> None:
-    """zoomzero train is killed again and again, at moments of a printed seed, and goes on to the same end."""
-    seed = int(os.environ.get("ZOOMZERO_TEST_SEED", random.randrange(10**6)))
-    print(f"ZOOMZERO_TEST_SEED={seed}")
-    moments = random.Random(seed)
-    annotations = tmp_path / "annotations.json"
-    rows = [
-        {
-            "video": sample.video, "question": sample.question, "options": list(sample.options),
-            "answer": sample.answer, "glue": [list(span) for span in sample.spans], "duration": sample.duration,
-        }
-        for sample in samples
-    ]  # fmt: skip
-    annotations.write_text(json.dumps(rows))
-    out = tmp_path / "out"
-    start = "import sys; from zoomzero.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "train", str(annotations), "--out", str(out), "--resume"]
-    command += ["--steps", str(STEPS), "--prompts", "3", "--rollouts", "2", "--max-new-tokens", "24", "--seed", "3"]
-    command += ["--learning-rate", "1e-3", "--save-every", "1", "--keep-last", "0", "--max-skipped-fraction", "0.5"]
-    command += ["--time-limit", "0"]
-    kills = 0
-    for _ in range(40):
-        begun = len(list(out.glob("checkpoint-*")))
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        wanted = begun + moments.choice((1, 2, 3))
-        # From the moment that a checkpoint is being written: some kills fall inside a save.
-        while process.poll() is None and len(list(out.glob("checkpoint-*"))) + len(list(out.glob(".saving"))) < wanted:
-            time.sleep(0.002)
-        time.sleep(moments.random() * 0.3)
-        if process.poll() is not None:
-            assert process.stderr is not None
-            assert process.returncode == 0, process.stderr.read()
-            break
-        process.kill()
-        process.wait()
-        kills += 1
-    assert kills >= 2
-    state = json.loads((out / f"checkpoint-{STEPS}" / "trainer_state.json").read_text())
-    history = [entry for entry in state["log_history"] if "miou" in entry]
-    expected = _figures(whole[1])
-    assert [entry["loss"] for entry in history] == [entry["loss"] for entry in expected]
-    _assert_equal_runs(out, whole[0])

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from trl import GRPOTrainer
 
 from zoomzero.looks.byte_bounded import ByteBoundedCache
 from zoomzero.rewards import credit_matrix, informative_groups
@@ -15,13 +14,10 @@ from zoomzero.rollouts.vllm import VllmSampler
 from zoomzero.synthetic import tiny_model
 from zoomzero.training.config import UNSUPPORTED, UNSUPPORTED_OF_VLLM, ZoomZeroConfig
 from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
-from zoomzero.training.trl_contract import ATTRIBUTES, require_attributes, require_hooks
 
 OTHER_VALUES_OF_VLLM = {
     "vllm_mode": "server", "vllm_model_impl": "transformers", "vllm_tensor_parallel_size": 2,
     "vllm_enable_sleep_mode": True, "vllm_structured_outputs_regex": ".*",
-    "vllm_importance_sampling_mode": "token_truncate", "vllm_importance_sampling_clip_max": 2.0,
-    "vllm_importance_sampling_clip_min": 0.5,
 }  # fmt: skip
 # A value other than the only supported one, for every setting of TRL that is refused.
 OTHER_VALUES = {
@@ -48,38 +44,6 @@ def _config(tmp_path: Path, **changes: object) -> ZoomZeroConfig:
     )
 
 
-def test_trl_has_the_hooks_the_trainer_stands_on() -> None:
-    """Fails when a TRL release moved a private hook: the message of `require_hooks` says which."""
-    require_hooks()
-
-
-def test_a_changed_hook_is_named() -> None:
-    class Moved(GRPOTrainer):
-        def _compute_loss(self, model, inputs, extra):
-            pass
-
-    with pytest.raises(
-        RuntimeError, match=r"GRPOTrainer._compute_loss must take .*got .*'extra'.*install trl<1\.17,>=1\.16"
-    ):
-        require_hooks(Moved)
-
-
-def test_a_missing_hook_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(GRPOTrainer, "_prepare_inputs")
-    monkeypatch.setattr("transformers.Trainer._prepare_inputs", lambda self, inputs: inputs)
-    with pytest.raises(RuntimeError, match=r"_prepare_inputs must take \('generation_batch',\), got \('inputs',\)"):
-        require_hooks()
-
-
-@pytest.mark.parametrize("gone", ATTRIBUTES)
-def test_a_missing_attribute_is_named(gone: str) -> None:
-    trainer = SimpleNamespace(**dict.fromkeys(ATTRIBUTES, 1))
-    require_attributes(trainer)
-    delattr(trainer, gone)
-    with pytest.raises(RuntimeError, match=f"must set the attribute {gone}, got none in trl"):
-        require_attributes(trainer)
-
-
 def test_every_unsupported_setting_has_a_test_value() -> None:
     assert {name for name, _, _ in UNSUPPORTED} == set(OTHER_VALUES)
     assert {name for name, _, _ in UNSUPPORTED_OF_VLLM} == set(OTHER_VALUES_OF_VLLM)
@@ -103,8 +67,7 @@ def test_unsupported_settings_of_vllm_are_refused_where_it_is_used(tmp_path: Pat
 
 def test_vllms_responses_are_weighed_by_the_ratio_to_what_it_sampled_from(tmp_path: Path) -> None:
     assert not _config(tmp_path).is_off_policy
-    assert _config(tmp_path, use_vllm=True).is_off_policy
-    assert not _config(tmp_path, use_vllm=True, vllm_importance_sampling_correction=False).is_off_policy
+    assert not _config(tmp_path, use_vllm=True).is_off_policy
 
 
 def test_a_missing_vllm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +137,7 @@ def test_group_rows() -> None:
 def _groups(num_prompts: int) -> GroupBatch:
     rows = torch.arange(num_prompts * 2)[:, None]
     prompts = [SimpleNamespace(name=index) for index in range(num_prompts)]
-    return GroupBatch(prompts, rows, rows > 0, rows.float(), None, rows.float(), num_items=7)
+    return GroupBatch(prompts, rows, rows > 0, rows.float(), None, rows.float(), None, num_items=7)
 
 
 def test_split_keeps_groups_whole() -> None:

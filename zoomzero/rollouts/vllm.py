@@ -21,6 +21,7 @@ from zoomzero.models.adapters import merged_weights
 from zoomzero.models.encoding import EncodedPrompt
 from zoomzero.models.families import family_of
 from zoomzero.rollouts import Rollouts, SamplingOptions
+from zoomzero.rollouts.vllm_contract import require_vllm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,6 +57,7 @@ class VllmSampler:
                 f"VllmSampler: vLLM must be installed, got: {error}; install it, or leave use_vllm off"
             ) from error
 
+        require_vllm()
         self._config = model.config
         self._device = model.device
         self._times_in_prompt = family_of(model.config).times_in_prompt

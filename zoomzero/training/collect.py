@@ -28,6 +28,7 @@ from zoomzero.models.batches import CACHED_PER_FORWARD, by_tokens
 from zoomzero.responses import Response, parse, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, Sampler, SamplingOptions
+from zoomzero.rollouts.corrections import SamplingGap, importance_weights
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.skipping import Skipping
 from zoomzero.training.config import ZoomZeroConfig
@@ -157,11 +158,14 @@ class Collector:
             advantages=advantages,
             old_logps=rollouts.logps if self._config.is_off_policy else None,
             ref_logps=None,
+            token_weights=None,
             num_items=int(mask.sum()),
         )
+        if self._sampler is not None and self._config.vllm_importance_sampling_correction:
+            groups = self._corrected(groups, rollouts, policy, share)
         if self._config.beta > 0 and self._reference is not None:
             with share.seconds.phase("reference"), self._reference.use() as reference:
-                logps = self._reference_logps(reference, groups, rollouts.mask)
+                logps = self._logps(reference, groups, rollouts.mask)
             groups = dataclasses.replace(groups, ref_logps=logps)
         share.table = RolloutTable.of(rollouts, scores)
         means = advantages.sum(-1) / rollouts.mask.sum(-1).clamp(min=1)
@@ -236,12 +240,29 @@ class Collector:
             normalize=self._config.advantage_normalize,
         ).to(mask.device)
 
-    def _reference_logps(self, reference: PreTrainedModel, groups: GroupBatch, mask: Tensor) -> Tensor:
-        """Log-probabilities of all responses under the frozen start model, float32 [P*G, T]."""
+    def _corrected(self, groups: GroupBatch, rollouts: Rollouts, policy: PreTrainedModel, share: Share) -> GroupBatch:
+        """The groups with weights that make up for a sampler that is not quite the policy, and its own old_logps."""
+        config = self._config
+        with share.seconds.phase("correction"):
+            logps = self._logps(policy, groups, rollouts.mask)
+        weights = importance_weights(
+            logps,
+            rollouts.logps,
+            rollouts.mask,
+            mode=config.vllm_importance_sampling_mode,
+            clip_min=config.vllm_importance_sampling_clip_min,
+            clip_max=config.vllm_importance_sampling_clip_max,
+        )
+        share.sampling = SamplingGap.of(logps, rollouts.logps, rollouts.mask, weights)
+        old_logps = None if groups.old_logps is None else logps
+        return dataclasses.replace(groups, token_weights=weights, old_logps=old_logps)
+
+    def _logps(self, model: PreTrainedModel, groups: GroupBatch, mask: Tensor) -> Tensor:
+        """Log-probabilities of all responses under a model, float32 [P*G, T]."""
         whole = dataclasses.replace(groups, mask=mask)
         written = mask.view(len(groups.prompts), -1).sum(-1).tolist()
         lengths = [len(prompt.input_ids) + tokens for prompt, tokens in zip(groups.prompts, written, strict=True)]
         parts = [whole.part(batch) for batch in by_tokens(lengths, self._config.forward_tokens)]
-        forward = PackedForward(reference, reference)
+        forward = PackedForward(model, model)
         with self._accelerator.autocast():
             return torch.cat([group_logps(forward, part, self._config.temperature) for part in parts])

@@ -62,9 +62,6 @@ UNSUPPORTED_OF_VLLM: tuple[tuple[str, Any, str], ...] = (
     ("vllm_tensor_parallel_size", 1, "training runs in one process"),
     ("vllm_enable_sleep_mode", False, "the engine keeps its memory; choose vllm_gpu_memory_utilization"),
     ("vllm_structured_outputs_regex", None, "the format reward teaches the format"),
-    ("vllm_importance_sampling_mode", "sequence_mask", "the loss's own ratio is taken to what vLLM sampled from"),
-    ("vllm_importance_sampling_clip_max", 3.0, "epsilon and epsilon_high clip the ratio"),
-    ("vllm_importance_sampling_clip_min", None, "epsilon and epsilon_high clip the ratio"),
 )
 
 
@@ -130,11 +127,8 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
     def is_off_policy(self) -> bool:
         """Whether tokens are weighed by the ratio to the policy that sampled them.
 
-        So it is where some micro-batch is trained after the weights that generated it have changed (TRL's own rule),
-        and where vLLM samples, whose numbers differ by rounding (unless vllm_importance_sampling_correction is off).
+        So it is where some micro-batch is trained after the weights that generated it have changed: TRL's own rule.
         """
-        if self.use_vllm and self.vllm_importance_sampling_correction:
-            return True
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
 
     @property

@@ -28,6 +28,8 @@ class GroupBatch:
     """float32 [P*G, T] of the policy that generated; None on policy."""
     ref_logps: Tensor | None
     """float32 [P*G, T] of the frozen start model; None without a KL term."""
+    token_weights: Tensor | None
+    """float32 [P*G, T]: importance weights of a sampler that is not quite the policy; None where it is."""
     num_items: int
     """Valid tokens of the whole generation batch, whichever slice of it this is."""
 
@@ -35,7 +37,7 @@ class GroupBatch:
     def empty(device: torch.device) -> "GroupBatch":
         """A batch without groups: all of its videos were unreadable."""
         nothing = torch.zeros((0, 0), device=device)
-        return GroupBatch([], nothing.long(), nothing.bool(), nothing, None, None, num_items=0)
+        return GroupBatch([], nothing.long(), nothing.bool(), nothing, None, None, None, num_items=0)
 
     def split(self, num_parts: int) -> list["GroupBatch"]:
         """Parts of whole groups, equal up to one group: skipped groups may have left a number that does not divide."""
@@ -54,7 +56,7 @@ class GroupBatch:
         )
 
 
-_TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps")
+_TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps", "token_weights")
 
 
 def _rows(tensor: Tensor | None, start: int, end: int) -> Any:

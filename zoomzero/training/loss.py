@@ -36,6 +36,7 @@ def group_loss(
             groups.mask,
             old_logps=groups.old_logps,
             ref_logps=groups.ref_logps,
+            token_weights=groups.token_weights,
             temperature=config.temperature,
             beta=config.beta,
             clip_low=config.epsilon,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zoomzero.rewards import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM
 from zoomzero.rollouts import Rollouts
+from zoomzero.rollouts.corrections import SamplingGap
 from zoomzero.training.scoring import Scores
 
 
@@ -112,6 +113,8 @@ class Share:
     """What the figures are made of, None without a group."""
     shown: ShownResponses | None = None
     """The responses as texts, None without a group."""
+    sampling: SamplingGap | None = None
+    """How far the sampler was from the policy, where it is another."""
     skipped: list[list[str]] = field(default_factory=list)
     """Samples skipped so far."""
     seconds: Metrics = field(default_factory=Metrics)
@@ -127,6 +130,7 @@ def joined_metrics(shares: Sequence[Share], *, zoom_reward: bool, online_filter:
     tables = [share.table for share in shares if share.table is not None]
     if tables:
         metrics |= RolloutTable.joined(tables).metrics(zoom_reward=zoom_reward)
+    metrics |= SamplingGap.metrics([share.sampling for share in shares if share.sampling is not None])
     num_groups = sum(share.num_groups for share in shares)
     metrics["skipped_fraction"] = 1 - num_groups / sum(share.num_rows for share in shares)
     if online_filter and num_groups:

@@ -47,6 +47,18 @@ class TrainingSettings:
         FORWARD_TOKENS,
         "Most tokens in a forward of prefill, zoom pass or reference; rollouts written together keep 8 times as many.",
     )
+    use_vllm: bool = _setting(
+        False, "vLLM writes the rollouts, in this process, and takes the weights after each step."
+    )
+    vllm_mode: str = _setting(
+        "colocate", "How vLLM runs; colocate, inside each training process, is the one supported."
+    )
+    vllm_gpu_memory_utilization: float = _setting(
+        0.3, "Share of the GPU's memory that vLLM may take, weights included."
+    )
+    vllm_max_model_length: int | None = _setting(
+        None, "Longest prompt and response together that vLLM takes, in tokens."
+    )
     gradient_checkpointing: bool = _setting(False, "Recompute activations in the backward pass to save memory.")
     bf16: bool = _setting(False, "bfloat16 mixed precision in the loss and the zoom pass.")
     video_time_limit: float | None = _setting(

@@ -20,6 +20,7 @@ from zoomzero.models.adapters import checked_lora, has_adapters, without_wrapper
 from zoomzero.models.families import family_of, require_supported
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.models.tokens import end_token_ids
+from zoomzero.models.transformers_contract import require_transformers
 from zoomzero.rewards import REWARDS
 from zoomzero.skipping import Skipping
 from zoomzero.training.checkpointing import CheckpointingTrainer
@@ -78,6 +79,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         peft_config: Any = None,
     ) -> None:
         require_hooks()
+        require_transformers()
         if not isinstance(args, ZoomZeroConfig):
             raise TypeError(f"ZoomZeroTrainer: args must be a ZoomZeroConfig, got {type(args).__name__}; build one")
         model, processor = _loaded(model, args, processing_class)
@@ -189,7 +191,6 @@ class ZoomZeroTrainer(CheckpointingTrainer):
                 output = group_loss(forward, groups, self.args, max(num_items / processes, 1))
                 entropy = float(output.entropy.sum()) / max(num_tokens, 1)
                 loss, means = output.loss, (float(output.kl), entropy, float(output.clip_fraction))
-                metrics |= self._sampling_gap(output.logps, groups)
             else:
                 loss, means = self._loss_without_groups(forward), (0.0, 0.0, 0.0)
         *sums, weight = self._sum([*(mean * num_tokens for mean in means), num_tokens])
@@ -200,14 +201,6 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         if self.loss_type in ITEM_LOSS_TYPES:
             return loss
         return loss * (share * processes / max(total, 1)) / accumulation
-
-    def _sampling_gap(self, logps: Tensor, groups: GroupBatch) -> dict[str, float]:
-        """How far vLLM's log-probabilities of its responses are from the model's own."""
-        if self._vllm is None or groups.old_logps is None or not bool(groups.mask.any()):
-            return {}
-        apart = (logps - groups.old_logps).abs()[groups.mask]
-        name = "sampling/sampling_logp_difference"
-        return {f"{name}/mean": float(apart.mean()), f"{name}/max": float(apart.max())}
 
     def _loss_without_groups(self, forward: PackedForward) -> Tensor:
         """Nothing to train in this process's micro-batch; in company the wrapper still needs its passes."""
