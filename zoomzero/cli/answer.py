@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.cli.model_options import add_model_options, answer_options, load, model_options, prompts_of
 from zoomzero.cli.video_limits import add_time_limit
-from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.text import escaped
 
 if TYPE_CHECKING:
     from zoomzero.answering.answer import Answer, AnswerOptions, Pass, Query
+    from zoomzero.answering.engine import Engine
     from zoomzero.intervals import Span
 
 # A file of questions about one video is a page or two.
@@ -32,15 +32,8 @@ def add(commands: Any) -> None:
         "--questions", type=Path, metavar="FILE",
         help='several questions that share the first pass\'s frames: JSON list or lines of {"question", "options"}',
     )  # fmt: skip
-    answer.add_argument("--model", help="checkpoint; the tiny model of the package unless told")
-    answer.add_argument("--strategy", choices=list(STRATEGIES), default="coarse_to_fine", help="(%(default)s)")
-    answer.add_argument("--budget-tokens", type=int, help="visual tokens per pass; the checkpoint's own unless told")
-    answer.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest response (%(default)s)")
-    answer.add_argument("--max-rounds", type=int, default=3, help="of the strategy rounds (%(default)s)")
-    answer.add_argument("--max-spans", type=int, default=5, help="looked at together (%(default)s)")
+    add_model_options(answer)
     answer.add_argument("--subtitles", type=Path, metavar="FILE", help="an .srt file of the video")
-    answer.add_argument("--prompts", type=Path, metavar="FILE", help="templates: JSON as in a zoomzero.json")
-    answer.add_argument("--device", help="cpu, cuda, ...")
     add_time_limit(answer, "say so")
     answer.add_argument("--json", action="store_true", help="print whole answers as JSON, and nothing else")
 
@@ -48,34 +41,24 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     # Everything that can be told without the model is told before it is loaded, which takes seconds.
-    from zoomzero.answering.answer import AnswerOptions, Query
+    from zoomzero.answering.answer import Query
     from zoomzero.answering.subtitles import load_subtitles
     from zoomzero.prompts import Inquiry
-    from zoomzero.settings import load_prompts
     from zoomzero.video import VideoError, open_video
 
-    chosen = AnswerOptions(
-        options.strategy,
-        options.budget_tokens,
-        options.max_new_tokens,
-        max_rounds=options.max_rounds,
-        max_spans=options.max_spans,
-    )
-    prompts = None if options.prompts is None else load_prompts(options.prompts)
+    chosen, model, prompts = answer_options(options), model_options(options), prompts_of(options)
     subtitles = None if options.subtitles is None else load_subtitles(options.subtitles)
     questions = _questions(options)
     with open_video(options.video, time_limit=options.time_limit or None) as video:
         for question, texts in questions:
             Inquiry(question, texts, video.duration)
-        if options.model is None:
+        if model.model is None:
             print(
                 "zoomzero answer: no --model, so the built-in one answers; it knows the synthetic clips of `zoomzero "
                 "demo` only",
                 file=sys.stderr,
             )
-        from zoomzero.answering.engine import ZoomZero
-
-        engine = ZoomZero.from_pretrained(options.model, options.device, prompts=prompts)
+        engine = load(options, prompts, num_questions=len(questions))
         queries = [Query(video, question, texts, subtitles) for question, texts in questions]
         answers = _answers(engine, queries, chosen, quiet=options.json)
     for answer in answers:
@@ -87,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _answers(engine: Any, queries: list[Query], options: AnswerOptions, *, quiet: bool) -> list[Any]:
+def _answers(engine: Engine, queries: list[Query], options: AnswerOptions, *, quiet: bool) -> list[Any]:
     """Answers, or why a pass's frames cannot be read; passes are printed as they come unless quiet."""
     several = len(queries) > 1
     with engine.read(queries[0].video, options.budget_tokens, num_queries=len(queries)) as reading:

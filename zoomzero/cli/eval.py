@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.cli.model_options import add_model_options, answer_options, load, model_options, prompts_of
 from zoomzero.cli.row_limits import add_row_limits, row_limits
 from zoomzero.cli.video_limits import add_video_limits
-from zoomzero.limits import MAX_NEW_TOKENS
 from zoomzero.text import escaped
 
 if TYPE_CHECKING:
@@ -36,12 +35,8 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--check", action="store_true", help="count questions and videos, and load no model")
     evaluate.add_argument("--limit", type=int, help="only the first so many questions")
     evaluate.add_argument("--subtitles", action="store_true", help="put the benchmark's subtitles into the prompts")
-    evaluate.add_argument("--model", help="checkpoint; the tiny model of the package unless told")
-    evaluate.add_argument("--strategy", choices=list(STRATEGIES), default="coarse_to_fine", help="(%(default)s)")
-    evaluate.add_argument("--budget-tokens", type=int, help="visual tokens per pass; the checkpoint's own unless told")
+    add_model_options(evaluate)
     evaluate.add_argument("--batch-size", type=int, default=8, help="questions per forward (%(default)s)")
-    evaluate.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS, help="longest response (%(default)s)")
-    evaluate.add_argument("--device", help="cpu, cuda, ...")
     evaluate.add_argument("--out", type=Path, help="also write the figures as JSON")
     evaluate.add_argument(
         "--run", type=Path, help="folder of the run, resumed if it holds answers (runs/eval/ and the time of the start)"
@@ -52,22 +47,30 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    # What is wrong with the options is told before files are read, and a model loaded.
+    answers, prompts, _ = answer_options(options), prompts_of(options), model_options(options)
     samples = _samples(options)
     if options.check:
         return _check(samples)
     from tqdm import tqdm
 
     from zoomzero.annotations import write_submission
-    from zoomzero.answering.engine import ZoomZero
-    from zoomzero.evaluation import evaluate, join_launch, write_summary
+    from zoomzero.evaluation import EvaluationSettings, evaluate, join_launch, write_summary
     from zoomzero.files import check_writable, write_whole
 
     if options.out is not None:
         check_writable(options.out)
+    settings = EvaluationSettings(
+        answers,
+        options.batch_size,
+        options.subtitles,
+        options.max_skipped_fraction,
+        options.time_limit or None,
+    )
     processes = join_launch()
     if processes.count > 1 and options.run is None:
         raise ValueError(f"{processes.count} processes need one folder to share, got no --run; name it")
-    engine = ZoomZero.from_pretrained(options.model, options.device or processes.device())
+    engine = load(options, prompts, num_questions=options.batch_size, device=processes.device())
     folder = options.run or Path("runs/eval") / time.strftime("%Y%m%d-%H%M%S")
     if processes.is_first:
         print(f"answers, skipped samples and figures: {folder}", file=sys.stderr)
@@ -75,13 +78,7 @@ def run(options: argparse.Namespace) -> int:
         result = evaluate(
             engine,
             samples,
-            strategy=options.strategy,
-            budget_tokens=options.budget_tokens,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            use_subtitles=options.subtitles,
-            max_skipped_fraction=options.max_skipped_fraction,
-            time_limit=options.time_limit or None,
+            settings,
             run_folder=folder,
             processes=processes,
             on_progress=functools.partial(_advance, bar),

@@ -29,16 +29,20 @@ def add_fields(parser: argparse.ArgumentParser, settings: type, flags: Mapping[s
             continue
         kind, optional = _without_none(kinds[field.name])
         shown = "%(default)s"
-        if optional:
+        if optional and kind is not str:
             text, shown = f"{text}, 0 for none", shown if field.default is not None else "none"
+        elif optional:
+            shown = ""
+        choices = field.metadata.get("choices")
         metavar = flags.get(field.name, name).lstrip("-").replace("-", "_").upper()
         parser.add_argument(
             flags.get(field.name, f"--{name}"),
             dest=field.name,
             type=kind,
             default=field.default,
+            choices=choices or None,
             metavar=metavar,
-            help=f"{text} ({shown})",
+            help=f"{text} ({shown})" if shown else text,
         )
 
 

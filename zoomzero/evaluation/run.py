@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -103,7 +105,14 @@ class _Work:
         """What answers depend on, in JSON's types."""
         options = dataclasses.asdict(self.settings.answers)
         del options["keep_frames"]
-        return {"model": self.engine.name, **options, "use_subtitles": self.settings.use_subtitles}
+        # Budgets and templates of the checkpoint, or those that were named instead.
+        asked = json.dumps(dataclasses.asdict(self.engine.planner.settings), sort_keys=True)
+        return {
+            "model": self.engine.name,
+            **options,
+            "use_subtitles": self.settings.use_subtitles,
+            "settings_digest": hashlib.sha256(asked.encode("utf-8", "backslashreplace")).hexdigest()[:16],
+        }
 
     def answer(self, run: _Run, groups: Sequence[list[int]], on_progress: Callable[[int, int], None] | None) -> None:
         """Answer groups of samples, each on one video; `run` takes the answers as they come."""

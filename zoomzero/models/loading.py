@@ -32,7 +32,12 @@ def checkpoint_file(path: str | os.PathLike[str], name: str) -> Path | None:
 
 
 def load_model(
-    path: str | os.PathLike[str], device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    path: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    device_map: str | None = None,
+    load_in_4bit: bool = False,
 ) -> PreTrainedModel:
     """A checkpoint's model in evaluation mode.
 
@@ -40,9 +45,12 @@ def load_model(
         path: checkpoint folder or hub name; a folder of LoRA adapters is loaded with their base and merged into it.
         device: CUDA if there is a GPU, else the CPU, unless told.
         dtype: the checkpoint's own on CUDA and float32 on the CPU, unless told.
+        device_map: as transformers takes it, e.g. "auto", which spreads the layers over devices; then without a device.
+        load_in_4bit: weights in 4 bits by bitsandbytes (not run by the project).
 
     Raises:
-        ValueError: the checkpoint is of another family than those supported.
+        ValueError: the checkpoint is of another family than those supported, or device and device_map are both given.
+        ImportError: accelerate (for a device_map) or bitsandbytes is not installed.
     """
     from transformers import AutoConfig
 
@@ -50,10 +58,22 @@ def load_model(
     if adapter is not None:
         return _merged(load_model(base_of(adapter.parent), device, dtype), path)
     family = family_of(AutoConfig.from_pretrained(path))
+    if device is not None and device_map is not None:
+        raise ValueError(
+            f"load_model: device and device_map exclude each other, got {device} and {device_map!r}; leave one out"
+        )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen: Any = dtype or ("auto" if target.type == "cuda" else torch.float32)
-    model: Any = family.model_class().from_pretrained(path, dtype=chosen)
-    loaded: PreTrainedModel = model.to(target).eval()
+    more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
+    if load_in_4bit:
+        from transformers import BitsAndBytesConfig
+
+        compute = torch.bfloat16 if chosen == "auto" else chosen
+        more |= {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)}
+        more.setdefault("device_map", {"": target})
+    model: Any = family.model_class().from_pretrained(path, dtype=chosen, **more)
+    # Layers that were placed while they were loaded, or are packed in 4 bits, stay where they are.
+    loaded: PreTrainedModel = (model if "device_map" in more else model.to(target)).eval()
     return loaded
 
 

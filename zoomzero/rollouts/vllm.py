@@ -117,6 +117,24 @@ class VllmSampler:
         responses = [response for output in outputs for response in output.outputs]
         return _rollouts(responses, options, self._device)
 
+    def next_token_logps(self, prompts: Sequence[EncodedPrompt], token_ids: Sequence[int]) -> Tensor:
+        """Log-probabilities float32 [P, n] of the tokens `token_ids` [n] behind each prompt, without any temperature.
+
+        Raises:
+            ValueError: there is no prompt, or one without its videos' grids.
+        """
+        from vllm import SamplingParams
+
+        if not prompts:
+            raise ValueError("VllmSampler: needs at least one prompt, got none; skip the call for an empty batch")
+        ids = list(token_ids)
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=1, logprobs=len(ids), logprob_token_ids=ids, detokenize=False
+        )
+        outputs = self._engine.generate([self._request(prompt) for prompt in prompts], sampling, use_tqdm=False)
+        first = [output.outputs[0].logprobs[0] for output in outputs]
+        return torch.tensor([[step[token].logprob for token in ids] for step in first], device=self._device)
+
     def _request(self, prompt: EncodedPrompt) -> dict[str, Any]:
         """A prompt as vLLM takes it."""
         if len(prompt.videos) != 1:
