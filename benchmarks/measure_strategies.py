@@ -1,10 +1,12 @@
 """The strategies measured against each other, as docs/results.md planned it before any of them was measured.
 
-Two sets of synthetic clips, one question per clip, answered by the package's own tiny checkpoint (whose weights must
-have the digest below). Every answer is one JSON line in <out>/<set>/<strategy>/answers.jsonl, on disk as soon as it is
-there; a run that was stopped goes on where it was. The tables go to benchmarks/results/strategies.json.
+Two sets of synthetic clips, one question per clip, answered by the package's own tiny checkpoint; the hard one also by
+the checkpoint of train_long_checkpoint.py. Their weights must have the digests below. Every answer is one JSON line in
+<out>/<model>/<set>/<strategy>/answers.jsonl, on disk as soon as it is there; a run that was stopped goes on where it
+was. The tables go to benchmarks/results/strategies.json.
 
-    python benchmarks/measure_strategies.py [--out runs/strategies] [--clips .cache/strategies] [--limit N]
+    python benchmarks/measure_strategies.py [--out runs/strategies] [--clips .cache/strategies]
+        [--long runs/long_checkpoint] [--limit N]
 """
 
 from __future__ import annotations
@@ -30,7 +32,10 @@ from zoomzero.evaluation.metrics import question_figures
 from zoomzero.intervals import intersection
 from zoomzero.synthetic import make_clips, tiny_checkpoint
 
-WEIGHTS_SHA256 = "fefca03440b499f95c326eafc4cbf5c9c298fa6ca24f9820dce01365739dcc05"
+WEIGHTS_SHA256 = {
+    "built-in": "fefca03440b499f95c326eafc4cbf5c9c298fa6ca24f9820dce01365739dcc05",
+    "long": "f94d0f9b2a52341dcc1711efb01dda967624161204e9e1ef76e95a791d934ab6",
+}
 MAX_NEW_TOKENS = 80
 BATCH_SIZE = 20
 NUM_RESAMPLES = 2000
@@ -100,7 +105,9 @@ def answered(engine: ZoomZero, samples: Sequence[Sample], strategy: str, folder:
     return [answer for answer in result.answers if answer is not None]
 
 
-def rows(name: str, samples: Sequence[Sample], answers: dict[str, list[AnswerRecord]]) -> list[dict[str, Any]]:
+def rows(
+    model: str, name: str, samples: Sequence[Sample], answers: dict[str, list[AnswerRecord]]
+) -> list[dict[str, Any]]:
     """One row per strategy: means, and the middle 95 % of their bootstrap resamples."""
     lost = [missed(sample, answer) for sample, answer in zip(samples, answers[BASELINE], strict=True)]
     base = np.array([answer.cost["flops"] for answer in answers[BASELINE]])
@@ -117,7 +124,13 @@ def rows(name: str, samples: Sequence[Sample], answers: dict[str, list[AnswerRec
             for sample, answer, is_lost in zip(samples, given, lost, strict=True)
             if is_lost
         ]
-        row = {"set": name, "strategy": strategy, "num_questions": len(samples), "num_missed": sum(lost)}
+        row = {
+            "model": model,
+            "set": name,
+            "strategy": strategy,
+            "num_questions": len(samples),
+            "num_missed": sum(lost),
+        }
         row |= _with_intervals(columns) | _with_intervals({"recovered": back})
         row |= {"cost_ratio": float(np.mean(flops) / base.mean()), "cost_ratio_95": _ratio_interval(flops, base)}
         found.append(row)
@@ -140,32 +153,39 @@ def _ratio_interval(costs: Sequence[float], base: np.ndarray) -> list[float]:
     return [float(edge) for edge in np.quantile(ratios, (0.025, 0.975))]
 
 
+def loaded(name: str, folder: Path) -> ZoomZero:
+    """The checkpoint, if it is the planned one."""
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    if digest != WEIGHTS_SHA256[name]:
+        raise SystemExit(
+            f"measure_strategies: the weights of {name} must have the planned digest {WEIGHTS_SHA256[name]}, got "
+            f"{digest}; check out the commit of the plan, or plan anew"
+        )
+    return ZoomZero.from_pretrained(folder, device="cpu")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure the strategies against each other.")
     parser.add_argument("--out", type=Path, default=Path("runs/strategies"), help="folder of the answers")
     parser.add_argument("--clips", type=Path, default=Path(".cache/strategies"), help="folder of the clips")
+    parser.add_argument("--long", type=Path, default=Path("runs/long_checkpoint"), help="of train_long_checkpoint.py")
     parser.add_argument("--limit", type=int, help="clips of each set, to try the script; writes no result file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    digest = hashlib.sha256((tiny_checkpoint() / "model.safetensors").read_bytes()).hexdigest()
-    if digest != WEIGHTS_SHA256:
-        raise SystemExit(
-            f"measure_strategies: the weights must have the planned digest {WEIGHTS_SHA256}, got {digest}; check out "
-            "the commit of the plan, or plan anew"
-        )
-    engine = ZoomZero.from_pretrained(device="cpu")
     table = []
-    for one in SETS:
-        count = options.limit or one.count
-        while True:
-            samples = one.samples(options.clips, count)
-            base = answered(engine, samples, BASELINE, options.out / one.name / BASELINE)
-            num_missed = sum(map(missed, samples, base))
-            if one.name != "hard" or num_missed >= MIN_MISSED or options.limit:
-                break
-            count += MORE_CLIPS
-        answers = {name: answered(engine, samples, name, options.out / one.name / name) for name in STRATEGIES}
-        table += rows(one.name, samples, answers)
+    for name, folder, sets in (("built-in", tiny_checkpoint(), SETS), ("long", options.long, SETS[1:])):
+        engine = loaded(name, folder)
+        for one in sets:
+            out, count = options.out / name / one.name, options.limit or one.count
+            while True:
+                samples = one.samples(options.clips, count)
+                base = answered(engine, samples, BASELINE, out / BASELINE)
+                num_missed = sum(map(missed, samples, base))
+                if one.name != "hard" or num_missed >= MIN_MISSED or options.limit:
+                    break
+                count += MORE_CLIPS
+            answers = {strategy: answered(engine, samples, strategy, out / strategy) for strategy in STRATEGIES}
+            table += rows(name, one.name, samples, answers)
     print_table([{key: value for key, value in row.items() if not key.endswith("_95")} for row in table])
     if not options.limit:
         print(write_results("strategies", table))

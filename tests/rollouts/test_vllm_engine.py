@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import subprocess
@@ -68,7 +69,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(tiny_checkpoint()),
         "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
-        "--enforce-eager", "--max-model-len", "2048", "--skip-mm-profiling", "--api-key", "secret-key",
+        "--enforce-eager", "--max-model-len", "4096", "--skip-mm-profiling", "--api-key", "secret-key",
         "--limit-mm-per-prompt", '{"image": 64, "video": 1}', "--max-num-seqs", "8", "--no-enable-log-requests",
     ]  # fmt: skip
     log = tmp_path_factory.mktemp("server") / "log"
@@ -95,8 +96,8 @@ def _served(address: str, monkeypatch: pytest.MonkeyPatch, frames_as: str, key: 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     settings = ZoomZero.from_pretrained(device="cpu").processor.settings
     engine = load_engine(ModelOptions("tiny", "openai", base_url=address, frames_as=frames_as), settings.prompts)
-    # The server's checkpoint is no folder here: its budgets are told.
-    engine.planner.settings = settings
+    # The server's checkpoint is no folder here: its budgets are told. It enlarges small frames, so a few must do.
+    engine.planner.settings = dataclasses.replace(settings, coarse=dataclasses.replace(settings.coarse, max_frames=4))
     return engine
 
 
