@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoomzero.models.adapters import ADAPTER_CONFIG, base_of
 from zoomzero.models.families import family_of
+from zoomzero.models.loading import checkpoint_file
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -80,7 +82,8 @@ def estimate_memory(
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path)
+    adapter = checkpoint_file(path, ADAPTER_CONFIG)
+    config = AutoConfig.from_pretrained(path if adapter is None else base_of(adapter.parent))
     family = family_of(config)
     with torch.device("meta"):
         model: Any = family.model_class()(config)

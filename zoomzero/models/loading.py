@@ -56,7 +56,8 @@ def load_model(
 
     adapter = checkpoint_file(path, ADAPTER_CONFIG)
     if adapter is not None:
-        return _merged(load_model(base_of(adapter.parent), device, dtype), path)
+        base = load_model(base_of(adapter.parent), device, dtype, device_map=device_map, load_in_4bit=load_in_4bit)
+        return _merged(base, path)
     family = family_of(AutoConfig.from_pretrained(path))
     if device is not None and device_map is not None:
         raise ValueError(
