@@ -15,44 +15,17 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 
 import torch
 from harness import interleave, peak_bytes, peak_bytes_during, print_table, serve_memory, timing_row, write_results
-from shared_prefix_passes import BASES, PASSES, Rows, dense_mask, measure, visible
+from shared_prefix_group import Group, dense, dense_mask, flex, make_inputs, ours, step
+from shared_prefix_passes import BASES, PASSES, Rows, measure
 from shared_prefix_passes import check as check_passes
 from shared_prefix_passes import measure_memory as measure_memory_of_pass
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
 
-from zoomzero_kernels import reference, shared_prefix_attention
-
-
-@dataclass(frozen=True)
-class Group:
-    """A packed row: prefix and branch lengths in tokens, branches, heads of query and of key, head size."""
-
-    prefix: int
-    num_branches: int
-    branch: int
-    heads: int = 16
-    key_heads: int = 16
-    size: int = 64
-
-    @property
-    def length(self) -> int:
-        """Tokens of the row."""
-        return self.prefix + self.num_branches * self.branch
-
-    @property
-    def limit(self) -> float:
-        """Scores of the dense mask over scores needed: no way of computing the latter can be more times faster."""
-        branches = self.num_branches * self.branch
-        return self.length**2 / (self.prefix**2 / 2 + branches * self.prefix + branches * self.branch / 2)
-
+from zoomzero_kernels import reference
 
 GROUPS = {
     "the bar": Group(8192, 8, 256),
@@ -68,51 +41,8 @@ TABLE = {
 }
 
 
-def make_inputs(group: Group) -> list[Tensor]:
-    """query, key and value of one row, as a model hands them over, requiring gradients."""
-    generator = torch.Generator().manual_seed(0)
-    counts = (group.heads, group.key_heads, group.key_heads)
-    return [
-        torch.randn(1, group.length, count, group.size, generator=generator).transpose(1, 2).requires_grad_()
-        for count in counts
-    ]
-
-
-def mask_of(group: Group) -> Tensor:
-    return dense_mask(group.prefix, group.num_branches, group.branch)[None, None]
-
-
-@cache
-def block_mask(group: Group) -> BlockMask:
-    return create_block_mask(
-        lambda _, __, query, key: visible(query, key, group.prefix, group.branch),
-        None,
-        None,
-        group.length,
-        group.length,
-        device="cpu",
-    )
-
-
-def ours(group: Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return shared_prefix_attention(query, key, value, [group.prefix], [[group.branch] * group.num_branches])
-
-
-def dense(mask: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=key.shape[1] < query.shape[1])
-
-
-def flex(group: Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    query, key, value = (tensor.detach() for tensor in (query, key, value))
-    return compiled_flex(query, key, value, block_mask=block_mask(group), enable_gqa=group.key_heads < group.heads)
-
-
-compiled_flex = torch.compile(flex_attention)
-
-
-def step(attention: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
-    """Forward and backward; gradients are dropped, so that every step allocates them anew."""
-    torch.autograd.grad(attention(*inputs), inputs, grad)
+def flex_forward(group: Group, *tensors: Tensor) -> Tensor:
+    return flex(group, *(tensor.detach() for tensor in tensors))
 
 
 def measure_memory(case: str) -> int:
@@ -127,7 +57,7 @@ def measure_memory(case: str) -> int:
     grad = torch.ones_like(inputs[0])
 
     def run() -> None:
-        step(partial(ours, group) if name == "ours" else partial(dense, mask_of(group)), inputs, grad)
+        step(partial(ours, group) if name == "ours" else partial(dense, dense_mask(group)), inputs, grad)
 
     return peak_bytes_during(run) - inputs[0].nbytes - sum(tensor.nbytes for tensor in inputs)
 
@@ -138,21 +68,21 @@ def check(group: Group) -> None:
     leaves = [tensor.detach().double().requires_grad_() for tensor in inputs]
     truth = reference.shared_prefix_attention(*leaves, [group.prefix], [[group.branch] * group.num_branches])
     wanted = torch.autograd.grad(truth.sum(), leaves)
-    for attention in (partial(ours, group), partial(dense, mask_of(group))):
+    for attention in (partial(ours, group), partial(dense, dense_mask(group))):
         out = attention(*inputs)
         torch.testing.assert_close(out.double(), truth, rtol=1e-4, atol=1e-5)
         for mine, theirs in zip(torch.autograd.grad(out.sum(), inputs), wanted, strict=True):
             torch.testing.assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(flex(group, *inputs).double(), truth.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(flex_forward(group, *inputs).double(), truth.detach(), rtol=1e-4, atol=1e-5)
 
 
 def rows_of(name: str, group: Group, rounds: int) -> list[dict[str, object]]:
     """The table's rows of one group: forward and backward, then forward alone."""
     inputs = make_inputs(group)
-    mask, grad = mask_of(group), torch.ones_like(inputs[0])
+    mask, grad = dense_mask(group), torch.ones_like(inputs[0])
     ways = {"ours": partial(ours, group), "dense mask": partial(dense, mask)}
     both = {way: partial(step, attention, inputs, grad) for way, attention in ways.items()}
-    ways["FlexAttention"] = partial(flex, group)
+    ways["FlexAttention"] = partial(flex_forward, group)
     with torch.no_grad():
         forward = {way: partial(attention, *inputs) for way, attention in ways.items()}
         timings = {"forward": interleave(forward, rounds=rounds)}

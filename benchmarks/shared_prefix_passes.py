@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from harness import Timing, interleave, peak_bytes, peak_bytes_during, timing_row
+from shared_prefix_group import Group, dense_mask
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -121,25 +122,13 @@ def logps_under_mask(model: Qwen2ForCausalLM, prompt: Tensor, completions: Tenso
     ids = torch.cat((prompt, completions.flatten()))
     hidden = model.model(
         ids[None],
-        attention_mask=dense_mask(length, num_branches, branch)[None, None],
+        attention_mask=dense_mask(Group(length, num_branches, branch)),
         position_ids=positions[None],
         use_cache=False,
     ).last_hidden_state[0]
     places = torch.arange(length, len(ids)).view_as(completions) - 1
     places[:, 0] = length - 1
     return head_logps(model, hidden[places], completions)
-
-
-def dense_mask(prefix: int, num_branches: int, branch: int) -> Tensor:
-    """bool [L, L]: whether a place of a packed row sees another; made once per step and used by every layer."""
-    places = torch.arange(prefix + num_branches * branch)
-    return visible(places[:, None], places, prefix, branch)
-
-
-def visible(query: Tensor, key: Tensor, prefix: int, branch: int) -> Tensor:
-    """Whether place `query` sees place `key` of a packed row whose branches have one length."""
-    mine, its = ((places - prefix).div(branch, rounding_mode="floor") for places in (query, key))
-    return (key <= query) & ((key < prefix) | (mine == its))
 
 
 PASSES = {"ours": logps_in_context, "dense mask": logps_under_mask, "rows": logps_of_rows}
