@@ -62,6 +62,7 @@ class VllmSampler:
         self._device = model.device
         self._times_in_prompt = family_of(model.config).times_in_prompt
         self._seconds_in_positions = family_of(model.config).seconds_in_positions
+        is_launched = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         with _same_random_numbers():
             self._engine = LLM(
                 model=os.fspath(folder),
@@ -72,6 +73,9 @@ class VllmSampler:
                 limit_mm_per_prompt={"video": 1, "image": 0},
                 skip_mm_profiling=True,
                 enable_mm_embeds=True,
+                # One engine per process of a launch, in the process group that is there.
+                distributed_executor_backend="external_launcher" if is_launched else None,
+                seed=torch.distributed.get_rank() if is_launched else 0,
                 # Of the distribution that is sampled from, not of the one before the temperature.
                 logprobs_mode="processed_logprobs",
             )
@@ -79,7 +83,7 @@ class VllmSampler:
     @torch.no_grad()
     def load(self, model: PreTrainedModel) -> None:
         """Copy the policy's present weights into the engine, and drop what it computed with earlier ones."""
-        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": _published_weights(model)})
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": published_weights(model)})
         self._engine.reset_prefix_cache()
         # reload_weights empties the worker's cache of features; the scheduler must not count on it any more.
         self._engine.llm_engine.reset_encoder_cache()
@@ -181,7 +185,7 @@ def _span(ids: list[int], first: int, last: int) -> tuple[int, int]:
     return ids.index(first), len(ids) - 1 - ids[::-1].index(last)
 
 
-def _published_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def published_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The weights, adapters merged, under the names of published checkpoints, which vLLM knows."""
     from transformers.core_model_loading import revert_weight_conversion
 

@@ -59,7 +59,7 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
 UNSUPPORTED_OF_VLLM: tuple[tuple[str, Any, str], ...] = (
     ("vllm_mode", "colocate", "features and weights are handed over inside the process"),
     ("vllm_model_impl", "vllm", "its own models take features"),
-    ("vllm_tensor_parallel_size", 1, "training runs in one process"),
+    ("vllm_tensor_parallel_size", 1, "each process samples for its own rows"),
     ("vllm_enable_sleep_mode", False, "the engine keeps its memory; choose vllm_gpu_memory_utilization"),
     ("vllm_structured_outputs_regex", None, "the format reward teaches the format"),
 )
@@ -84,6 +84,9 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
         self._check_choices()
         self._check_processes()
         super().__post_init__()
+        if self.ddp_find_unused_parameters is None:
+            # Every trained parameter has a gradient in every pass, so that DDP need not search.
+            self.ddp_find_unused_parameters = False
         self._check_supported()
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
@@ -95,11 +98,6 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
         self._check_launch()
 
     def _check_launch(self) -> None:
-        if self.use_vllm and self.world_size > 1:
-            raise ValueError(
-                f"ZoomZeroConfig: vLLM samples in the one process that trains, got {self.world_size} processes; leave "
-                "use_vllm off or launch one"
-            )
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         if launched != self.world_size:
             raise ValueError(

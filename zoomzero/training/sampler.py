@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
+from pathlib import Path
 
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from zoomzero.inputs import VideoInputs
-from zoomzero.models.adapters import merged_weights
-from zoomzero.rollouts.vllm import VllmSampler
+from zoomzero.models.families import family_of
+from zoomzero.rollouts.vllm import VllmSampler, published_weights
 from zoomzero.training.config import ZoomZeroConfig
 
 
@@ -19,7 +22,12 @@ def vllm_sampler(model: PreTrainedModel, processor: VideoInputs, config: ZoomZer
         ImportError: vLLM is not installed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder, state_dict=merged_weights(model))
+        # Not save_pretrained, which only the first process of a launch obeys.
+        weights = {name: value.cpu().contiguous().clone() for name, value in published_weights(model)}
+        save_file(weights, Path(folder) / "model.safetensors", {"format": "pt"})
+        saved = copy.deepcopy(model.config)
+        saved.architectures = [family_of(saved).class_name]
+        (Path(folder) / "config.json").write_text(saved.to_json_string(), encoding="utf-8")
         processor.save_pretrained(folder)
         return VllmSampler(
             folder,
