@@ -78,6 +78,10 @@ ablation: setup
 kernel-report: setup
 	$(BIN)/python benchmarks/kernel_report.py
 
+# Every kernel on the GPU at hand, by stages; STAGES="build ops" runs some. Needs no setup: a bare machine's own Python does.
+gpu-proof:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_proof.py
+
 # The CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of their own.
 sanitize: setup
 	.ci/sanitize.sh

@@ -56,6 +56,22 @@ def percentile(values: Sequence[float], fraction: float) -> float:
     return ordered[min(len(ordered) - 1, int(fraction * len(ordered)))]
 
 
+def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
+    """Wall-clock seconds of a call whose result is dropped; on a GPU the time between two events on its stream."""
+    if torch.device(device).type == "cpu":
+        start = time.perf_counter()
+        result = run()
+        elapsed = time.perf_counter() - start
+        del result
+        return elapsed
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], object]],
     *,
@@ -63,6 +79,7 @@ def interleave(
     warmup: int = 1,
     repeats: int = 1,
     prepare: Mapping[str, Callable[[], object]] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Timing]:
     """Time every candidate once a round, after ``warmup`` rounds that do not count. Results are dropped at once.
 
@@ -70,6 +87,7 @@ def interleave(
     memory that it just freed, as it left them itself, and not as the candidate before it did, or as a hypervisor that
     takes freed memory back within a second did.
     prepare: by candidate, what is called before it and not timed, e.g. to restore an input that it overwrites.
+    device: where they run; GPUs are timed by events.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -78,10 +96,9 @@ def interleave(
             for _ in range(repeats):
                 if prepare is not None and name in prepare:
                     prepare[name]()
-                start, cpu_start = time.perf_counter(), time.process_time()
-                result = run()
-                elapsed, cpu_elapsed = time.perf_counter() - start, time.process_time() - cpu_start
-                del result
+                cpu_start = time.process_time()
+                elapsed = seconds_of(run, device)
+                cpu_elapsed = time.process_time() - cpu_start
             if round_index >= warmup:
                 seconds[name].append(elapsed)
                 cpu_seconds[name].append(cpu_elapsed)
@@ -98,11 +115,18 @@ def interleave(
     }
 
 
-def copy_gigabytes_per_second(num_bytes: int = 1 << 28) -> float:
-    """Bytes read plus bytes written a second by torch's own copy on the present number of threads."""
-    source, target = torch.zeros(num_bytes, dtype=torch.uint8), torch.zeros(num_bytes, dtype=torch.uint8)
-    timing = interleave({"copy": lambda: target.copy_(source)}, rounds=5)["copy"]
+def copy_gigabytes_per_second(num_bytes: int = 1 << 28, device: str = "cpu") -> float:
+    """Bytes read plus bytes written a second by torch's own copy, on the CPU by the present number of threads."""
+    source, target = (torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in range(2))
+    timing = interleave({"copy": lambda: target.copy_(source)}, rounds=5, device=device)["copy"]
     return 2 * num_bytes / timing.median_ms / 1e6
+
+
+def matmul_teraflops(side: int, dtype: torch.dtype, device: str = "cpu") -> float:
+    """10^12 operations a second of torch's product of two square matrices of random numbers."""
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    timing = interleave({"matmul": lambda: a @ b}, rounds=10, warmup=3, device=device)["matmul"]
+    return 2 * side**3 / timing.median_ms / 1e9
 
 
 def _status_kilobytes(field: str) -> int:
@@ -112,8 +136,16 @@ def _status_kilobytes(field: str) -> int:
     raise RuntimeError(f"peak memory: /proc/self/status must hold {field}, found none; run on Linux")
 
 
-def peak_bytes_during(run: Callable[[], object]) -> int:
-    """Bytes by which the process grew at its highest while ``run`` ran, its result included."""
+def peak_bytes_during(run: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes by which the process, or on a GPU torch's allocator, grew at its highest while ``run`` ran.
+
+    The result is included.
+    """
+    if torch.device(device).type != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        held = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - held
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
     before = _status_kilobytes("VmRSS")
@@ -158,10 +190,10 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_results(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write benchmarks/results/<name>.json: the rows, and what and where they were measured."""
+def document(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of a benchmark, and what and where they were measured."""
     packages = ("zoomzero", "torch", "torchvision", "transformers", "trl", "triton", "numpy")
-    document = {
+    return {
         "benchmark": name,
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
@@ -174,9 +206,13 @@ def write_results(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
         "versions": {"python": platform.python_version(), **{package: _version(package) for package in packages}},
         "rows": list(rows),
     }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def write_results(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> Path:
+    """Write benchmarks/results/<name>.json, or the same elsewhere; see `document`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(document(name, rows), indent=1) + "\n", encoding="utf-8")
     return path
 
 
