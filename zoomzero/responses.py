@@ -82,7 +82,8 @@ def parse(text: str, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_
     Args:
         text: the response, decoded with its tags.
         thinking: whether the prompt asked for a think element; decides `well_formed` and nothing else.
-        num_options: options of the question, whose letters are well formed; the published check allows A to F always.
+        num_options: options of the question, whose letters are well formed; the published check allows A to F always. 0
+            for a question without options, whose answer may be any words.
 
     Raises:
         TypeError: `text` is not a string.
@@ -90,9 +91,9 @@ def parse(text: str, *, thinking: bool = True, num_options: int = PUBLISHED_NUM_
     """
     if not isinstance(text, str):
         raise TypeError(f"parse: text must be a string, got {type(text).__name__}; decode the tokens first")
-    if not 1 <= num_options <= len(OPTION_LETTERS):
+    if not 0 <= num_options <= len(OPTION_LETTERS):
         raise ValueError(
-            f"parse: num_options must be 1 to {len(OPTION_LETTERS)}, got {num_options}; pass the number of options"
+            f"parse: num_options must be 0 to {len(OPTION_LETTERS)}, got {num_options}; pass the number of options"
         )
     think_end = text.rfind("</think>")
     after = 0 if think_end < 0 else think_end + len("</think>")
@@ -185,7 +186,11 @@ def _is_well_formed(
     if not all("\n" in gap for gap in gaps):
         return False
     answer = text[slice(*answer_chars)]
-    if answer not in {form for letter in OPTION_LETTERS[:num_options] for form in (letter, f"({letter})")}:
+    if num_options == 0 and (not answer.strip() or "<" in answer):
+        return False
+    if num_options > 0 and answer not in {
+        form for letter in OPTION_LETTERS[:num_options] for form in (letter, f"({letter})")
+    }:
         return False
     content = text[slice(*span_chars)].strip()
     return bool(_STRICT_SPANS.fullmatch(content)) and len(_parse_spans(content)) == content.count("(")

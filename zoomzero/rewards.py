@@ -8,6 +8,7 @@ letter must be equal.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,19 +93,44 @@ def zoom_reward(text: str | Response, letter: str) -> float:
     return float(answer == _true_letter(letter, "zoom_reward"))
 
 
-def credit_matrix(credit: str, *, zoom_reward: bool) -> Tensor:
+def credit_matrix(
+    credit: str | Sequence[Sequence[float]], *, zoom_reward: bool, weights: Sequence[float] | None = None
+) -> Tensor:
     """float32 [rewards, segments] for `token_advantages`.
 
-    credit: "token_adv" (the published sets), "span_adv" (the same, the IoU to the span's tokens alone) or "uniform"
-    (every reward to every token, weighted as in plain GRPO); zoom_reward False leaves the zoom reward out of any.
+    Args:
+        credit: "token_adv" (the published sets), "span_adv" (the same, the IoU to the span's tokens alone), "uniform"
+            (every reward to every token, weighted as in plain GRPO) or the matrix itself, rows in the order of
+            `REWARDS`, columns REST, ANSWER, SPAN.
+        zoom_reward: False leaves the zoom reward out of any.
+        weights: a factor for each reward, in their order; None is 1 for all.
+
+    Raises:
+        ValueError: a matrix or weights of another shape, or that are not finite.
     """
-    if credit == "uniform":
-        weights = UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM
-        return torch.tensor(weights)[:, None].expand(-1, NUM_SEGMENTS).contiguous()
-    matrix = (SPAN_ADV_CREDIT if credit == "span_adv" else TOKEN_ADV_CREDIT).clone()
+    if isinstance(credit, str):
+        named = {"token_adv": TOKEN_ADV_CREDIT, "span_adv": SPAN_ADV_CREDIT}
+        total = UNIFORM_WEIGHTS if zoom_reward else UNIFORM_WEIGHTS_WITHOUT_ZOOM
+        matrix = named.get(credit, torch.tensor(total)[:, None].expand(-1, NUM_SEGMENTS)).clone()
+    else:
+        matrix = _finite("credit", credit, (len(REWARDS), NUM_SEGMENTS))
     if not zoom_reward:
         matrix[REWARDS.index("zoom")] = 0.0
-    return matrix
+    return matrix if weights is None else matrix * _finite("reward_weights", weights, (len(REWARDS),)).unsqueeze(1)
+
+
+def _finite(name: str, numbers: Sequence[Any], shape: tuple[int, ...]) -> Tensor:
+    """float32 of the shape."""
+    try:
+        tensor = torch.tensor(numbers, dtype=torch.float32)
+    except (ValueError, TypeError):
+        tensor = torch.tensor(torch.nan)
+    if tensor.shape != shape or not bool(tensor.isfinite().all()):
+        raise ValueError(
+            f"{name} must be {' x '.join(map(str, shape))} finite numbers, got {numbers!r:.200}; rewards are in the "
+            f"order {', '.join(REWARDS)}, segments rest, answer, span"
+        )
+    return tensor
 
 
 def informative_groups(rewards: Tensor, group_size: int) -> Tensor:

@@ -23,7 +23,7 @@ OTHER_VALUES_OF_VLLM = {
 OTHER_VALUES = {
     "use_transformers_continuous_batching": True, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
     "repetition_penalty": 1.1, "generation_kwargs": {"num_beams": 2}, "cache_implementation": "static",
-    "reward_weights": [1.0], "multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch",
+    "multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "batch",
     "importance_sampling_level": "sequence", "top_entropy_quantile": 0.5, "entropy_coef": 0.1,
     "use_adaptive_entropy": True, "off_policy_mask_threshold": 0.5, "use_bias_correction_kl": True,
     "sync_ref_model": True, "router_aux_loss_coef": 0.1, "cast_lm_head_to_fp32": True, "use_liger_kernel": True,

@@ -2,7 +2,8 @@
 
 Each row is {"video", "question", "options", "answer", "glue", "duration"}: a path, a text, 2 to 8 options ("(A) x",
 "A. x", "A) x" or "x"), the right one as letter, text or index from 0, the evidence as [[start, end], ...] and the
-video's length, both in seconds. "question_id", "task", "duration_class", "category" and "subtitles" may stand beside.
+video's length, both in seconds. "question_id", "task", "duration_class", "category" and "subtitles" may stand beside. A
+row without "options" and "answer" asks for the evidence alone.
 """
 
 from __future__ import annotations
@@ -49,19 +50,20 @@ def load_annotations(
 
 
 def _sample(row: Any, root: Path) -> Sample:
-    for key in ("video", "question", "options", "answer", "glue", "duration"):
+    asks_for_spans = isinstance(row, dict) and "options" not in row and "answer" not in row
+    for key in ("video", "question", *(() if asks_for_spans else ("options", "answer")), "glue", "duration"):
         rows.field(row, key)
     video = rows.text(row, "video")
     if "\0" in video:
         raise RuleError("'video' must not contain the character NUL", video, "correct the path")
     length = rows.duration(row)
-    choices = rows.options(row["options"])
+    choices = () if asks_for_spans else rows.options(row["options"])
     subtitles = row.get("subtitles")
     return Sample(
         video=str(root / video),
         question=rows.text(row, "question"),
         options=choices,
-        answer=rows.any_answer(row["answer"], choices),
+        answer="" if asks_for_spans else rows.any_answer(row["answer"], choices),
         spans=rows.spans(row["glue"], "glue", length),
         duration=length,
         question_id=rows.name(row, "question_id") if "question_id" in row else "",

@@ -18,7 +18,7 @@ class Sample:
     Attributes:
         video: path of the video.
         question: what is asked.
-        options: bare option texts, in the order of their letters.
+        options: bare option texts, in the order of their letters; empty where only the evidence is asked for.
         answer: letter of the right option; "" where the benchmark keeps it secret.
         spans: true spans in seconds; empty where the benchmark has none.
         duration: seconds of the video as annotated; None where the file does not say.

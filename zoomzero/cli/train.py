@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoomzero.cli.fields import add_fields, field_values
 from zoomzero.cli.row_limits import add_row_limits, row_limits
 from zoomzero.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from zoomzero.annotations import Sample
+    from zoomzero.training.config import ZoomZeroConfig
 
 # Options that are shorter than their field, or say it the other way round.
 FLAGS = {
@@ -22,11 +26,22 @@ FLAGS = {
 
 def add(commands: Any) -> None:
     """Add the command and its options."""
-    train = commands.add_parser("train", help="GRPO with the zoom reward on a NExT-GQA-style annotation file")
-    train.add_argument("annotations", type=Path, help="JSON list of questions; the videos lie beside it")
+    train = commands.add_parser(
+        "train",
+        help="GRPO with the zoom reward on an annotation file, or as a recipe says",
+        usage="zoomzero train FILE --out FOLDER [options]\n"
+        "       zoomzero train --config RECIPE [KEY=VALUE ...] [--out FOLDER] [--model NAME] [--resume | --start-over]",
+    )
+    train.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="FILE | KEY=VALUE",
+        help="JSON list of questions, the videos beside it; with --config changes of the recipe",
+    )
+    train.add_argument("--config", type=Path, metavar="RECIPE", help="YAML file of model, data and settings")
     train.add_argument("--model", help="start checkpoint; the tiny model of the package unless told")
     train.add_argument("--video-root", type=Path, help="folder of the videos, if not beside the annotations")
-    train.add_argument("--out", type=Path, required=True, help="folder of the trained checkpoint")
+    train.add_argument("--out", type=Path, help="folder of the trained checkpoint")
     train.add_argument("--steps", type=int, default=80, help="training steps (%(default)s)")
     train.add_argument("--prompts", type=int, default=8, help="prompts per step (%(default)s)")
     train.add_argument(
@@ -44,16 +59,31 @@ def add(commands: Any) -> None:
     train.add_argument("--seed", type=int, default=0, help="of the data's order and of sampling (%(default)s)")
     add_row_limits(train)
     add_fields(train, TrainingSettings, FLAGS)
+    train.set_defaults(default_of=train.get_default)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    model, samples, config = _from_options(options) if options.config is None else _from_recipe(options)
+    from zoomzero.training.run import train
+
+    train(model, samples, config, resume=options.resume, start_over=options.start_over)
+    if config.process_index == 0:
+        print(f"checkpoint: {config.output_dir}")
+    return 0
+
+
+def _from_options(options: argparse.Namespace) -> tuple[str | None, list[Sample], ZoomZeroConfig]:
     from zoomzero.annotations import load_annotations
 
-    samples = load_annotations(options.annotations, options.video_root, **row_limits(options))
-    from zoomzero.training.run import train, train_config
+    if len(options.arguments) != 1 or options.out is None:
+        raise ValueError(
+            f"needs one annotation file and --out FOLDER, or --config RECIPE, got {len(options.arguments)} "
+            f"files and {'no --out' if options.out is None else '--out'}; see --help"
+        )
+    samples = load_annotations(Path(options.arguments[0]), options.video_root, **row_limits(options))
+    from zoomzero.training.run import train_config
 
-    settings = field_values(options, TrainingSettings)
     config = train_config(
         options.out,
         steps=options.steps,
@@ -61,9 +91,26 @@ def run(options: argparse.Namespace) -> int:
         save_every=options.save_every or None,
         keep_last=options.keep_last or None,
         seed=options.seed,
-        **settings,
+        **field_values(options, TrainingSettings),
     )
-    train(options.model, samples, config, resume=options.resume, start_over=options.start_over)
-    if config.process_index == 0:
-        print(f"checkpoint: {options.out}")
-    return 0
+    return options.model, samples, config
+
+
+def _from_recipe(options: argparse.Namespace) -> tuple[str | None, list[Sample], ZoomZeroConfig]:
+    from zoomzero.training.recipe import change, load_recipe
+    from zoomzero.training.sources import load_sources
+
+    kept = ("config", "arguments", "out", "model", "resume", "start_over", "strict", "command", "default_of")
+    for name, value in vars(options).items():
+        if name not in kept and value != options.default_of(name):
+            raise ValueError(
+                f"with --config a setting is given as KEY=VALUE, got the option of {name}; write {name}={value}"
+            )
+    changes = dict(change(text) for text in options.arguments)
+    if options.out is not None:
+        changes["out"] = str(options.out)
+    if options.model is not None:
+        changes["model"] = options.model
+    recipe, config = load_recipe(options.config, changes)
+    limits = row_limits(options) | {"max_bad_fraction": recipe.max_bad_fraction}
+    return recipe.model, load_sources(recipe.data, config.seed, **limits), config

@@ -142,7 +142,7 @@ class _Work:
         for item in batch:
             if not isinstance(item.reading, VideoError):
                 said = item.sample.subtitles if self.settings.use_subtitles else None
-                query = Query(item.sample.video, item.sample.question, item.sample.options, said)
+                query = Query(item.sample.video, item.sample.question, item.sample.options or None, said)
                 asked.append((query, item.reading))
         answered = iter(self.engine.answer_readings(asked, self.settings.answers))
         return [item.reading if isinstance(item.reading, VideoError) else next(answered) for item in batch]

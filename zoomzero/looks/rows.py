@@ -17,7 +17,8 @@ from zoomzero.video import Video, VideoError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A dataset row: video (path), question, options (texts without letters), and what training adds.
+# A dataset row: video (path), question, options (texts without letters; none for a question of spans alone), and what
+# training adds.
 Row = Mapping[str, Any]
 
 
@@ -110,4 +111,4 @@ class RowEncoder(PromptEncoder):
 
 
 def _inquiry(row: Row, video: Video) -> Inquiry:
-    return Inquiry(row["question"], tuple(row["options"]), video.duration)
+    return Inquiry(row["question"], tuple(row["options"]) or None, video.duration)

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from zoomzero.looks import PreparedPrompt, through_tower
 from zoomzero.looks.rows import RowEncoder
 from zoomzero.models.batches import CACHED_PER_FORWARD, by_tokens
-from zoomzero.responses import Response, parse, token_segments
+from zoomzero.responses import Response, token_segments
 from zoomzero.rewards import credit_matrix, informative_groups
 from zoomzero.rollouts import Rollouts, Sampler, SamplingOptions
 from zoomzero.rollouts.corrections import SamplingGap, importance_weights
@@ -37,7 +37,7 @@ from zoomzero.training.loss import group_logps
 from zoomzero.training.metrics import Metrics, RolloutTable, Share, ShownResponses, joined_metrics
 from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import Reference
-from zoomzero.training.scoring import Scores, score
+from zoomzero.training.scoring import Scores, score, taken_apart
 from zoomzero_kernels import token_advantages
 
 Row = Mapping[str, Any]
@@ -87,7 +87,7 @@ class Collector:
         self._tokenizer = encoder.processor.tokenizer
         self._end_token_ids = tuple(end_token_ids)
         self._sampler = sampler
-        self._credit = credit_matrix(config.credit, zoom_reward=config.zoom_reward)
+        self._credit = credit_matrix(config.credit, zoom_reward=config.zoom_reward, weights=config.reward_weights)
 
     @torch.no_grad()
     def collect(self, inputs: Sequence[Row], policy: PreTrainedModel, group_size: int, *, training: bool) -> Collected:
@@ -137,8 +137,8 @@ class Collector:
         """Rollouts and what the loss needs of them; an empty batch if the zoom pass could read none of the videos."""
         with share.seconds.phase("generation"):
             rollouts = self._sample(policy, prompts, group_size)
-        responses = self._responses(rollouts)
         repeated = [row for row in rows for _ in range(group_size)]
+        responses = self._responses(rollouts, repeated)
         with share.seconds.phase("rewards"), self._accelerator.autocast(), self._zoom_scorer(policy) as scorer:
             scores = score(self._encoder, scorer, repeated, responses, self._config.forward_tokens)
         if scores.unreadable:
@@ -200,12 +200,12 @@ class Collector:
             parts = [sample(through_tower(policy, prompts[batch.start : batch.stop]), options) for batch in batches]
         return join_rollouts(parts, options.pad_token_id)
 
-    def _responses(self, rollouts: Rollouts) -> list[Response]:
-        """Decoded responses, taken apart, without end and padding tokens; tags stay, whether special tokens or not."""
-        rows = [[ids[place] for place in self._places(ids)] for ids in rollouts.token_ids.tolist()]
-        texts = self._tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    def _responses(self, rollouts: Rollouts, asked: Sequence[Row]) -> list[Response]:
+        """Decoded responses to the rows, taken apart, without end and padding tokens; tags stay, special or not."""
+        ids = [[ids[place] for place in self._places(ids)] for ids in rollouts.token_ids.tolist()]
+        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         thinking = self._encoder.processor.settings.prompts.thinking
-        return [parse(text, thinking=thinking) for text in texts]
+        return [taken_apart(text, row, thinking=thinking) for text, row in zip(texts, asked, strict=True)]
 
     def _places(self, ids: list[int]) -> list[int]:
         """Where the tokens stand that a response is decoded from; a policy may mix them with padding."""

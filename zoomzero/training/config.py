@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from zoomzero.limits import TIME_LIMIT_SECONDS
+from zoomzero.rewards import credit_matrix
 from zoomzero.skipping import check_skipped_fraction
 from zoomzero.training.settings import CREDITS, ZOOM_SCORERS, TrainingSettings
 from zoomzero_kernels.policy.weights import LOSS_TYPES
@@ -30,7 +31,6 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
     ("repetition_penalty", 1.0, "rollouts are drawn from the policy itself; use temperature"),
     ("generation_kwargs", None, "use temperature and max_completion_length"),
     ("cache_implementation", None, "the group-shared cache is the only one"),
-    ("reward_weights", None, "choose credit and zoom_reward instead"),
     ("multi_objective_aggregation", "sum_then_normalize", "choose advantage_normalize instead"),
     ("scale_rewards", "group", "choose advantage_normalize instead"),
     ("importance_sampling_level", "token", "advantages differ by token"),
@@ -137,7 +137,7 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
 
     def _check_choices(self) -> None:
         for name, choices in (
-            ("credit", CREDITS),
+            *([("credit", CREDITS)] if isinstance(self.credit, str) else []),
             ("advantage_normalize", NORMALIZATIONS),
             ("zoom_scorer", ZOOM_SCORERS),
             ("loss_type", LOSS_TYPES),
@@ -146,6 +146,7 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
                 raise ValueError(
                     f"ZoomZeroConfig: {name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}; pick one"
                 )
+        credit_matrix(self.credit, zoom_reward=self.zoom_reward, weights=self.reward_weights)
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"ZoomZeroConfig: {name} must be at least 1, got {getattr(self, name)}; raise it")

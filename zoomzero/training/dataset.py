@@ -65,8 +65,9 @@ def _check_row(row: Any, special_tokens: Sequence[str]) -> None:
     choices = rows.field(row, "options")
     if not isinstance(choices, Sequence) or isinstance(choices, str) or not all(isinstance(x, str) for x in choices):
         raise RuleError("'options' must be a list of strings", choices, "write the texts without letters")
-    if not 2 <= len(choices) <= len(OPTION_LETTERS):
-        raise RuleError(f"'options' must be 2 to {len(OPTION_LETTERS)} texts", len(choices), "correct them")
+    if choices and not 2 <= len(choices) <= len(OPTION_LETTERS):
+        rule = f"'options' must be 2 to {len(OPTION_LETTERS)} texts, or none for spans alone"
+        raise RuleError(rule, len(choices), "correct them")
     for text in (question, *choices):
         if not text.strip():
             raise RuleError("an option must not be empty", text, "write its text")
@@ -75,11 +76,15 @@ def _check_row(row: Any, special_tokens: Sequence[str]) -> None:
         for token in special_tokens:
             if token in text:
                 raise RuleError(f"a text must not hold the special token {token}", text, "remove or rewrite it")
+    answer, spans = rows.field(row, "answer"), rows.spans(rows.field(row, "spans"), "spans", None)
+    if not choices:
+        if answer != "" or not spans:
+            rule = "a row without options must have spans and the answer ''"
+            raise RuleError(rule, answer if spans else spans, "add the options, or the spans")
+        return
     letters = OPTION_LETTERS[: len(choices)]
-    answer = rows.field(row, "answer")
     if not isinstance(answer, str) or len(answer) != 1 or answer not in letters:
         raise RuleError(f"'answer' must be a letter of {letters}", answer, "name the right option by its letter")
-    rows.spans(rows.field(row, "spans"), "spans", None)
 
 
 def _is_unicode(text: str) -> bool:

@@ -56,16 +56,28 @@ def train_config(
     Raises:
         ValueError: settings that cannot be trained.
     """
-    counts = {"steps": steps, "prompts": prompts, "save_every": save_every, "keep_last": keep_last}
+    num_generations = settings.get("num_generations", TrainingSettings.num_generations)
+    fixed = run_defaults(out, steps, prompts * num_generations, save_every, keep_last)
+    return ZoomZeroConfig(**{**fixed, **settings})
+
+
+def run_defaults(
+    out: str | os.PathLike[str], steps: int, num_responses: int, save_every: int | None, keep_last: int | None
+) -> dict[str, Any]:
+    """What every run sets of TRL's settings, by name, before its own settings.
+
+    num_responses: of a micro-batch, all prompts' groups together; the others as in `train_config`.
+    """
+    counts = {"steps": steps, "prompts": num_responses, "save_every": save_every, "keep_last": keep_last}
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"train: {name} must be at least 1, got {value}; raise it")
-    fixed = {
+    return {
         "output_dir": str(out),
         "max_steps": steps,
         # Several processes on a machine without a GPU find each other only if the CPU is asked for.
         "use_cpu": not torch.accelerator.is_available(),
-        "per_device_train_batch_size": prompts * settings.get("num_generations", TrainingSettings.num_generations),
+        "per_device_train_batch_size": num_responses,
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 5,
         "save_strategy": "no" if save_every is None else "steps",
@@ -75,7 +87,6 @@ def train_config(
         "report_to": "none",
         "disable_tqdm": True,
     }
-    return ZoomZeroConfig(**{**fixed, **settings})
 
 
 def train(

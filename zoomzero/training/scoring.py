@@ -57,7 +57,8 @@ def score(
 
     scorer: the model that answers the zoom pass, None to leave the zoom reward 0. Each distinct set of zoomed frames
     of a question is answered once, at most `max_tokens` tokens in a forward, with a single greedy token that must be
-    the right letter.
+    the right letter. A row without options earns format and IoU alone; its zoom and answer rewards are 0 for every
+    response.
     """
     unreadable: dict[str, VideoError] = {}
     durations = dict.fromkeys((row["video"] for row in rows), 0.0)
@@ -67,7 +68,10 @@ def score(
         except VideoError as error:
             unreadable[path] = error
     thinking = encoder.processor.settings.prompts.thinking
-    taken = [item if isinstance(item, Response) else parse(item, thinking=thinking) for item in responses]
+    taken = [
+        item if isinstance(item, Response) else taken_apart(item, row, thinking=thinking)
+        for item, row in zip(responses, rows, strict=True)
+    ]
     spans = [valid_spans(response, durations[row["video"]]) for row, response in zip(rows, taken, strict=True)]
     zoom, num_prompts = [0.0] * len(rows), 0
     if scorer is not None:
@@ -77,11 +81,16 @@ def score(
             format_reward(response),
             zoomed,
             iou_reward(response, _pairs(row["spans"]), duration=durations[row["video"]]),
-            answer_reward(response, row["answer"]),
+            answer_reward(response, row["answer"]) if row["options"] else 0.0,
         )
         for row, response, zoomed in zip(rows, taken, zoom, strict=True)
     ]
     return Scores(torch.tensor(rewards, dtype=torch.float32), spans, num_prompts, unreadable)
+
+
+def taken_apart(text: str, row: Mapping[str, Any], *, thinking: bool) -> Response:
+    """The response to a row; one to a question without options is not asked to think, and answers in words."""
+    return parse(text, thinking=thinking) if row["options"] else parse(text, thinking=False, num_options=0)
 
 
 def _pairs(spans: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
@@ -101,7 +110,7 @@ def _zoom_rewards(
     keys: list[Hashable] = []
     for row, zoomed in zip(rows, spans, strict=True):
         ask = (row["video"], row["question"], tuple(row["options"]), tuple(zoomed))
-        if ask not in planned and row["video"] not in unreadable:
+        if row["options"] and ask not in planned and row["video"] not in unreadable:
             try:
                 planned[ask] = encoder.zoom_look(row, zoomed)
             except VideoError as error:
@@ -110,7 +119,10 @@ def _zoom_rewards(
     # Different spans can lead to the same frames.
     looks = {_key(look): look for look in planned.values()}
     answers = dict(zip(looks, _answers(encoder, scorer, list(looks.values()), max_tokens, unreadable), strict=True))
-    rewards = [zoom_reward(answers.get(key, ""), row["answer"]) for key, row in zip(keys, rows, strict=True)]
+    rewards = [
+        zoom_reward(answers.get(key, ""), row["answer"]) if row["options"] else 0.0
+        for key, row in zip(keys, rows, strict=True)
+    ]
     return rewards, len(looks)
 
 

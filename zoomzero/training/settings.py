@@ -31,7 +31,7 @@ class TrainingSettings:
     credit: str = _setting(
         "token_adv",
         "token_adv: each reward to its own tokens (TokenAdv); span_adv: the same, IoU to span tokens alone; uniform: "
-        "every reward to every token (GRPO).",
+        "every reward to every token (GRPO). A recipe may give the matrix.",
     )
     advantage_normalize: str = _setting(
         "segments",

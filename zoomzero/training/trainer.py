@@ -97,6 +97,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         # TRL loads its own reference by the model's name on the hub when beta > 0; ours is the copy above.
         own_args = copy.copy(args)
         own_args.beta = 0.0
+        # It has one reward function, which stands for all of ours; the weights are in the credit matrix.
+        own_args.reward_weights = None
         # It would load vLLM by the model's name, without features; ours is the sampler below.
         own_args.use_vllm = False
         super().__init__(
@@ -113,6 +115,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         require_attributes(self)
         self.args.beta = self.beta = args.beta
         self.args.use_vllm = args.use_vllm
+        self.args.reward_weights = args.reward_weights
         half = torch.bfloat16 if args.bf16 else None
         self.policy = RolloutPolicy(self.model, sharded=self.is_fsdp_enabled, dtype=half)
         # The step whose weights rollouts are drawn from.
