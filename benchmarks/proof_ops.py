@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import shared_prefix_group as packed
 import torch
 from torch import Tensor
 
@@ -266,6 +267,26 @@ def token_advantages_cases(place: Place) -> Iterator[Case]:
     yield Case("token_advantages", f"[{batch}, {width}], 4 rewards", {"ours": ours}, synchronisations=0)
 
 
+def shared_prefix_cases(place: Place) -> Iterator[Case]:
+    """A group as published: 8 responses of 512 tokens to a prompt of 8192 visual tokens; the heads of a 3B model."""
+    group = packed.Group(64, 3, 16, 4, 2, 16) if place.small else packed.Group(8192, 8, 512, 16, 2, 128)
+    inputs = packed.make_inputs(group, place.device, torch.float32 if place.small else torch.bfloat16)
+    grad = torch.ones_like(inputs[0])
+    ways: dict[str, Callable[..., Tensor]] = {
+        "ours": functools.partial(packed.ours, group),
+        "dense mask": functools.partial(packed.dense, packed.dense_mask(group, place.device)),
+    }
+    if not place.small:  # torch has no backward pass of it for the CPU
+        ways["FlexAttention"] = functools.partial(packed.flex, group)
+    steps = {name: functools.partial(packed.step, attention, inputs, grad) for name, attention in ways.items()}
+    heads = f"{group.heads}/{group.key_heads} heads of {group.size}"
+    # Two products forward, five backward, each of 2 * size operations per score.
+    operations = int(7 * 2 * group.size * group.heads * group.scores)
+    # The offsets are sent from pinned memory, which the host does not wait for.
+    size = f"{group.prefix} + {group.num_branches} x {group.branch}, {heads}"
+    yield Case("shared_prefix_attention", size, steps, operations=operations, synchronisations=0)
+
+
 # An op more is a function more. Cases are made one after the other, so that the memory of one is free for the next.
 CASES: tuple[Callable[[Place], Iterator[Case]], ...] = (
     loss_cases,
@@ -273,6 +294,7 @@ CASES: tuple[Callable[[Place], Iterator[Case]], ...] = (
     token_resample_cases,
     frame_resample_cases,
     token_advantages_cases,
+    shared_prefix_cases,
 )
 
 

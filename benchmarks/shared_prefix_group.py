@@ -31,10 +31,15 @@ class Group:
         return self.prefix + self.num_branches * self.branch
 
     @property
+    def scores(self) -> float:
+        """Scores needed: pairs of a query and a key that it sees."""
+        branches = self.num_branches * self.branch
+        return self.prefix**2 / 2 + branches * self.prefix + branches * self.branch / 2
+
+    @property
     def limit(self) -> float:
         """Scores of the dense mask over scores needed: no way of computing the latter can be more times faster."""
-        branches = self.num_branches * self.branch
-        return self.length**2 / (self.prefix**2 / 2 + branches * self.prefix + branches * self.branch / 2)
+        return self.length**2 / self.scores
 
 
 def make_inputs(group: Group, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:

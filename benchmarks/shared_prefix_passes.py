@@ -65,7 +65,7 @@ class Rows:
         """
         width = self.prompt + self.completion
         branches = self.num_completions * self.completion
-        needed = self.prompt**2 / 2 + branches * self.prompt + branches * self.completion / 2
+        needed = Group(self.prompt, self.num_completions, self.completion).scores
         tokens, scores = {
             "ours": (self.packed, needed),
             "TRL, SharedPrefixMixin": (self.packed, needed),

@@ -30,7 +30,9 @@ def test_stages_leave_their_results(checkout: Path, tmp_path: Path) -> None:
     rows = rows_of(tmp_path, "ops")
     ours = [row for row in rows if row["candidate"] == "ours"]
     wanted = {"grpo_loss", "selective_logps", "linear_grpo_loss", "linear_selective_logps", "token_resample"}
-    assert wanted | {"frame_resample", "token_advantages"} <= {row["op"].split(",")[0] for row in ours}
+    assert wanted | {"frame_resample", "token_advantages", "shared_prefix_attention"} <= {
+        row["op"].split(",")[0] for row in ours
+    }
     assert {"eager", "torch.compile"} <= {row["candidate"] for row in rows}
     assert all(row["share_of_ceiling"] > 0 for row in ours if row["bar"] is not None)
     assert "bar 0.75" in done.stdout
