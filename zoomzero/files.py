@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 from pathlib import Path
+
+# Locked by the process that writes into a folder.
+LOCK_FILE = "run.lock"
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -49,3 +53,24 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> Path:
     except OSError as error:
         raise OSError(error.errno, f"cannot be written: {error.strerror}", str(target)) from error
     return target
+
+
+def lock_folder(folder: Path) -> int:
+    """A handle that holds the folder's lock until it is closed or the process ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 32).decode("ascii", "replace").strip()
+        os.close(handle)
+        raise ValueError(
+            f"{folder}: only one run may write into a folder, got a second one beside process {owner or 'unknown'}; "
+            "wait for it, or choose another folder"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode("ascii"))
+    return handle

@@ -11,7 +11,6 @@ write one file; whoever owns the folder next puts them together, with however ma
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -25,14 +24,13 @@ from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer
 from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.records import AnswerRecord
-from zoomzero.files import write_whole
+from zoomzero.files import lock_folder, write_whole
 
 logger = logging.getLogger("zoomzero.evaluation")
 
 ANSWERS_FILE = "answers.jsonl"
 SET_ASIDE_FILE = "set_aside.jsonl"
 SETTINGS_FILE = "run.json"
-LOCK_FILE = "run.lock"
 SUMMARY_FILE = "summary.json"
 
 _ANSWER_FILE = re.compile(r"answers(\.[0-9]+)?\.jsonl")
@@ -59,7 +57,7 @@ class RunFolder:
         self.path = Path(folder)
         self._processes = processes or Processes()
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.path) if self._processes.is_first else None
+        self._lock = lock_folder(self.path) if self._processes.is_first else None
         self._out: int | None = None
         self.num_set_aside = 0
         try:
@@ -190,20 +188,3 @@ class RunFolder:
             if file != target:
                 file.unlink()
         return len(bad)
-
-
-def _locked(folder: Path) -> int:
-    """A handle that holds the folder's lock."""
-    handle = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 32).decode("ascii", "replace").strip()
-        os.close(handle)
-        raise ValueError(
-            f"{folder}: only one run may write into a folder, got a second one beside process {owner or 'unknown'}; "
-            "wait for it, or choose another folder"
-        ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"{os.getpid()}\n".encode("ascii"))
-    return handle

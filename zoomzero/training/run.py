@@ -5,6 +5,7 @@ For anything beyond it build a `ZoomZeroTrainer` yourself, as any TRL trainer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -19,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.engine import ZoomZero
+from zoomzero.files import lock_folder
 from zoomzero.training.checkpoints import (
     STATE_FILE,
     STOPPED_FOLDER,
@@ -113,12 +115,29 @@ def train(
         The trained model, and the logged metrics of every step.
 
     Raises:
-        ValueError: a model or samples that cannot be trained, or output_dir holds an earlier run's checkpoints.
+        ValueError: a model or samples that cannot be trained, or output_dir holds an earlier run's checkpoints or is
+            written to by another run.
         VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
         OSError: output_dir cannot be written, told before the first step; CheckpointError: a checkpoint cannot.
     """
     run = Path(str(config.output_dir))
     require_writable(run)
+    with contextlib.ExitStack() as stack:
+        if config.process_index == 0:
+            stack.callback(os.close, lock_folder(run))
+        return _train(start, samples, config, resume=resume, start_over=start_over)
+
+
+def _train(
+    start: ZoomZero | str | os.PathLike[str] | None,
+    samples: Sequence[Sample],
+    config: ZoomZeroConfig,
+    *,
+    resume: bool,
+    start_over: bool,
+) -> tuple[ZoomZero, list[dict[str, float]]]:
+    """The same, in a folder that is this launch's."""
+    run = Path(str(config.output_dir))
     with config.main_process_first(desc="looking for checkpoints"):
         newest = _earlier_run(run, resume=resume, start_over=start_over, is_first=config.process_index == 0)
     engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)

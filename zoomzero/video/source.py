@@ -143,7 +143,7 @@ def check_source(source: Source) -> str | BinaryIO:
         except PermissionError as error:
             raise VideoError(name, "permission denied") from error
         except (OSError, ValueError) as error:
-            raise VideoError(name, f"cannot be opened: {error}") from error
+            raise VideoError(name, f"cannot be opened: {getattr(error, 'strerror', None) or error}") from error
         # An absolute path is never taken for a protocol ("concat:", "http:").
         return str(path.absolute())
     if hasattr(source, "read") and hasattr(source, "seek"):
