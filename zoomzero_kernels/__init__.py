@@ -16,6 +16,7 @@ from zoomzero_kernels.selective_logps import selective_logps
 from zoomzero_kernels.shared_prefix_attention import shared_prefix_attention
 from zoomzero_kernels.token_advantages import token_advantages
 from zoomzero_kernels.token_resample import token_resample
+from zoomzero_kernels.warm_up import warm_up
 
 __all__ = [
     "GRPOLossOutput",
@@ -29,4 +30,5 @@ __all__ = [
     "shared_prefix_attention",
     "token_advantages",
     "token_resample",
+    "warm_up",
 ]

@@ -64,9 +64,9 @@ def frame_resample(
         TypeError: an argument of the wrong type or dtype.
         ValueError: a shape, size, index, layout or device outside what is described above.
 
-    On CUDA the op runs on the current stream, never waits for the device, and allocates only its output. The weight
-    tables of a shape are copied to the device on its first use and kept, so call once before capturing a CUDA graph,
-    and capture with ``frame_indices`` on the device.
+    On CUDA the op runs on the current stream and allocates its output, and a copy of ``frame_indices`` that lie on the
+    CPU. It waits for the device in one case only: the weight tables of a shape are copied there on its first use and
+    kept. So call once before capturing a CUDA graph, and capture with ``frame_indices`` on the device.
     """
     # What the dispatcher would reject with a message about schemas; the op itself checks the rest.
     _check_frames(frames)
@@ -282,7 +282,11 @@ def _checked_indices(frames: Tensor, frame_indices: Tensor | None) -> Tensor | N
                 f"frame_resample: frame_indices must be between 0 and {frames.shape[0] - 1}, got values from {low} to "
                 f"{high}; clamp them to the clip"
             )
-    return frame_indices.contiguous().to(frames.device)
+    values = frame_indices.contiguous()
+    if values.device == frames.device:
+        return values
+    # From pinned memory, which torch keeps until the copy has passed, so that nothing waits for the device.
+    return values.pin_memory().to(frames.device, non_blocking=True)
 
 
 @torch.library.custom_op("zoomzero::frame_resample", mutates_args=())
