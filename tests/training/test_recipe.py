@@ -35,14 +35,14 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_recipe_of_the_repository_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_recipe_of_the_repository_is_valid(path: Path) -> None:
     # Whatever needs a GPU to be allowed is left out here.
     changes = {"bf16": False, "use_vllm": False} if not torch.cuda.is_available() else {}
     recipe, config = load_recipe(path, changes)
     told = yaml.safe_load(path.read_text())
     assert recipe.data
     for name, value in told.items():
-        if name not in (*changes, "data"):
+        if name not in (*changes, "data", "fsdp_config"):
             kept = getattr(recipe, name) if hasattr(recipe, name) else getattr(config, name)
             assert kept == value, name
     accumulated = told.get("gradient_accumulation_steps", 1)
@@ -76,6 +76,7 @@ def test_values_are_turned_into_the_fields_types(tmp_path: Path) -> None:
         ({"data": [{"root": "x", "format": "nextqa"}]}, "format must be one of rows, nextgqa"),
         ({"data": [{"root": "x", "share": 0}]}, "share must be above 0"),
         ({"out": ""}, "'out' must be the folder"),
+        ({"lora": 16}, "'lora' must be a mapping"),
     ],
 )  # fmt: skip
 def test_wrong_recipes_are_told(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -132,6 +133,17 @@ def test_train_as_a_recipe_says(clips: Path, tmp_path: Path, capsys: pytest.Capt
     assert "checkpoint: " in capsys.readouterr().out
     assert main(["train", "--config", str(recipe), "--steps", "3"]) == 1
     assert "write steps=3" in capsys.readouterr().err
+
+
+def test_adapters_of_a_recipe(clips: Path, tmp_path: Path) -> None:
+    settings = {"steps": 1, "prompts": 1, "num_generations": 2, "max_completion_length": 20, "save_every": 0}
+    lora = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
+    recipe = _write(tmp_path, data=[str(clips / "annotations.json")], lora=lora, **settings)
+    assert main(["train", "--config", str(recipe)]) == 0
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 2
+    wrong, _ = load_recipe(_write(tmp_path, lora={"rank": 2}))
+    with pytest.raises(ValueError, match="'lora' must be fields of peft's LoraConfig"):
+        wrong.peft_config()
 
 
 def test_a_row_of_spans_alone_earns_format_and_iou() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoomzero.cli.fields import add_fields, field_values
 from zoomzero.cli.row_limits import add_row_limits, row_limits
@@ -64,16 +64,26 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    model, samples, config = _from_options(options) if options.config is None else _from_recipe(options)
+    asked = _from_options(options) if options.config is None else _from_recipe(options)
     from zoomzero.training.run import train
 
-    train(model, samples, config, resume=options.resume, start_over=options.start_over)
-    if config.process_index == 0:
-        print(f"checkpoint: {config.output_dir}")
+    resuming = {"resume": options.resume, "start_over": options.start_over}
+    train(asked.model, asked.samples, asked.config, peft_config=asked.peft_config, **resuming)
+    if asked.config.process_index == 0:
+        print(f"checkpoint: {asked.config.output_dir}")
     return 0
 
 
-def _from_options(options: argparse.Namespace) -> tuple[str | None, list[Sample], ZoomZeroConfig]:
+class _Asked(NamedTuple):
+    """A run as it was asked for."""
+
+    model: str | None
+    samples: list[Sample]
+    config: ZoomZeroConfig
+    peft_config: Any = None
+
+
+def _from_options(options: argparse.Namespace) -> _Asked:
     from zoomzero.annotations import load_annotations
 
     if len(options.arguments) != 1 or options.out is None:
@@ -93,10 +103,10 @@ def _from_options(options: argparse.Namespace) -> tuple[str | None, list[Sample]
         seed=options.seed,
         **field_values(options, TrainingSettings),
     )
-    return options.model, samples, config
+    return _Asked(options.model, samples, config)
 
 
-def _from_recipe(options: argparse.Namespace) -> tuple[str | None, list[Sample], ZoomZeroConfig]:
+def _from_recipe(options: argparse.Namespace) -> _Asked:
     from zoomzero.training.recipe import change, load_recipe
     from zoomzero.training.sources import load_sources
 
@@ -113,4 +123,4 @@ def _from_recipe(options: argparse.Namespace) -> tuple[str | None, list[Sample],
         changes["model"] = options.model
     recipe, config = load_recipe(options.config, changes)
     limits = row_limits(options) | {"max_bad_fraction": recipe.max_bad_fraction}
-    return recipe.model, load_sources(recipe.data, config.seed, **limits), config
+    return _Asked(recipe.model, load_sources(recipe.data, config.seed, **limits), config, recipe.peft_config())

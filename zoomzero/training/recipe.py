@@ -38,12 +38,34 @@ class Recipe:
     prompts: int = field(default=8, metadata={"help": "Prompts per step and process."})
     save_every: int = field(default=50, metadata={"help": "Steps between checkpoints, 0 for none."})
     keep_last: int = field(default=2, metadata={"help": "Checkpoints that stay, 0 for all."})
+    lora: dict[str, Any] | None = field(
+        default=None,
+        metadata={"help": "Train LoRA adapters: fields of peft's LoraConfig, e.g. {r: 16, lora_alpha: 32}."},
+    )
     max_bad_fraction: float = field(
         default=MAX_BAD_FRACTION, metadata={"help": "Share of a source's rows that may break a rule."}
     )
 
     def __post_init__(self) -> None:
         self.data = [DataSource.of(source) for source in self.data]
+        if self.lora is not None and not isinstance(self.lora, dict):
+            raise ValueError(f"'lora' must be a mapping of peft's LoraConfig, got {self.lora!r:.200}; e.g. {{r: 16}}")
+
+    def peft_config(self) -> Any:
+        """peft's LoraConfig, None where all weights are trained.
+
+        Raises:
+            ValueError: not its fields.
+            ImportError: peft is missing.
+        """
+        if self.lora is None:
+            return None
+        from peft import LoraConfig
+
+        try:
+            return LoraConfig(**{"task_type": "CAUSAL_LM", **self.lora})
+        except TypeError as error:
+            raise ValueError(f"'lora' must be fields of peft's LoraConfig, got {self.lora}: {error}") from None
 
 
 def load_recipe(

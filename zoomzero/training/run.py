@@ -98,6 +98,7 @@ def train(
     *,
     resume: bool = False,
     start_over: bool = False,
+    peft_config: Any = None,
 ) -> tuple[ZoomZero, list[dict[str, float]]]:
     """GRPO on the samples; writes the trained checkpoint to the config's output_dir, and skipped samples beside it.
 
@@ -110,6 +111,7 @@ def train(
         config: as `train_config` makes it.
         resume: go on from the newest complete checkpoint in output_dir, or begin where there is none.
         start_over: delete the checkpoints of an earlier run; without it and `resume` they are an error.
+        peft_config: a LoraConfig to train adapters, whose folder output_dir then is.
 
     Returns:
         The trained model, and the logged metrics of every step.
@@ -145,7 +147,9 @@ def _train(
     rows = [dataclasses.asdict(sample) for sample in samples]
     # The trainer itself refuses models that it cannot train.
     model: Any = engine.model
-    trainer = ZoomZeroTrainer(model, config, rows, processing_class=engine.processor, callbacks=[bar, boundary])
+    trainer = ZoomZeroTrainer(
+        model, config, rows, processing_class=engine.processor, callbacks=[bar, boundary], peft_config=peft_config
+    )
     is_first = trainer.is_world_process_zero()
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
