@@ -47,6 +47,7 @@ def test_a_sampling_setting_that_is_gone_is_named(gone: str, monkeypatch: pytest
     [
         (vllm.LLM, "generate", "LLM.generate must take prompts, sampling_params"),
         (vllm.LLM, "collective_rpc", "LLM.collective_rpc must take method, kwargs"),
+        (vllm.LLM, "sleep", "LLM.sleep must take level"),
         (gpu_model_runner.GPUModelRunner, "reload_weights", "reload_weights must take weights_iterator"),
     ],
 )

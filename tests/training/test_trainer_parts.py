@@ -17,7 +17,7 @@ from zoomzero.training.groups import GroupBatch, group_rows, join_rollouts
 
 OTHER_VALUES_OF_VLLM = {
     "vllm_mode": "server", "vllm_model_impl": "transformers", "vllm_tensor_parallel_size": 2,
-    "vllm_enable_sleep_mode": True, "vllm_structured_outputs_regex": ".*",
+    "vllm_structured_outputs_regex": ".*",
 }  # fmt: skip
 # A value other than the only supported one, for every setting of TRL that is refused.
 OTHER_VALUES = {

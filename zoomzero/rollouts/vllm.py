@@ -35,6 +35,8 @@ class VllmSampler:
         model: the policy, whose config says how prompts are laid out.
         max_length: longest prompt and response together, in tokens; the model's own bound unless told.
         memory_fraction: share of the GPU's memory that the engine may take, its weights included.
+        sleeps: give that memory back between rollouts, its weights to the host's. Needs a GPU; written against vLLM's
+            classes, not run.
 
     Raises:
         ImportError: vLLM is not installed.
@@ -47,6 +49,7 @@ class VllmSampler:
         *,
         max_length: int | None = None,
         memory_fraction: float = 0.3,
+        sleeps: bool = False,
     ) -> None:
         # Weights are handed over as tensors, which another process could not take.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -58,6 +61,7 @@ class VllmSampler:
             ) from error
 
         require_vllm()
+        self._sleeps, self._is_asleep = sleeps, False
         self._config = model.config
         self._device = model.device
         self._times_in_prompt = family_of(model.config).times_in_prompt
@@ -73,6 +77,7 @@ class VllmSampler:
                 limit_mm_per_prompt={"video": 1, "image": 0},
                 skip_mm_profiling=True,
                 enable_mm_embeds=True,
+                enable_sleep_mode=sleeps,
                 # One engine per process of a launch, in the process group that is there.
                 distributed_executor_backend="external_launcher" if is_launched else None,
                 seed=torch.distributed.get_rank() if is_launched else 0,
@@ -83,6 +88,7 @@ class VllmSampler:
     @torch.no_grad()
     def load(self, model: PreTrainedModel) -> None:
         """Copy the policy's present weights into the engine, and drop what it computed with earlier ones."""
+        self._wake()
         self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": published_weights(model)})
         self._engine.reset_prefix_cache()
         # reload_weights empties the worker's cache of features; the scheduler must not count on it any more.
@@ -117,7 +123,12 @@ class VllmSampler:
             )
             for seed in seeds
         ]
+        self._wake()
         outputs = self._engine.generate([self._request(prompt) for prompt in prompts], sampling, use_tqdm=False)
+        if self._sleeps:
+            # Level 1 keeps the weights, in the host's memory: an evaluation samples again without a `load`.
+            self._engine.sleep(level=1)
+            self._is_asleep = True
         responses = [response for output in outputs for response in output.outputs]
         return _rollouts(responses, options, self._device)
 
@@ -138,6 +149,11 @@ class VllmSampler:
         outputs = self._engine.generate([self._request(prompt) for prompt in prompts], sampling, use_tqdm=False)
         first = [output.outputs[0].logprobs[0] for output in outputs]
         return torch.tensor([[step[token].logprob for token in ids] for step in first], device=self._device)
+
+    def _wake(self) -> None:
+        if self._is_asleep:
+            self._engine.wake_up()
+            self._is_asleep = False
 
     def _request(self, prompt: EncodedPrompt) -> dict[str, Any]:
         """A prompt as vLLM takes it."""

@@ -10,7 +10,8 @@ _VLLM = Contract("VllmSampler", "vllm", "install vllm 0.31 or 0.32, the releases
 
 ENGINE_SETTINGS = (
     "model", "dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager", "limit_mm_per_prompt",
-    "skip_mm_profiling", "enable_mm_embeds", "logprobs_mode", "distributed_executor_backend", "seed",
+    "skip_mm_profiling", "enable_mm_embeds", "enable_sleep_mode", "logprobs_mode", "distributed_executor_backend",
+    "seed",
 )  # fmt: skip
 SAMPLING_SETTINGS = ("n", "temperature", "max_tokens", "stop_token_ids", "logprobs", "seed", "detokenize")
 
@@ -28,5 +29,7 @@ def require_vllm() -> None:
     _VLLM.call(getattr(LLM, "generate", None), "LLM.generate", ("prompts", "sampling_params", "use_tqdm"))
     _VLLM.call(getattr(LLM, "collective_rpc", None), "LLM.collective_rpc", ("method", "kwargs"))
     _VLLM.call(getattr(LLM, "reset_prefix_cache", None), "LLM.reset_prefix_cache", ())
+    _VLLM.call(getattr(LLM, "sleep", None), "LLM.sleep", ("level",))
+    _VLLM.call(getattr(LLM, "wake_up", None), "LLM.wake_up", ())
     _VLLM.call(getattr(LLMEngine, "reset_encoder_cache", None), "LLMEngine.reset_encoder_cache", ())
     _VLLM.call(getattr(runner, "reload_weights", None), "GPUModelRunner.reload_weights", ("weights_iterator",))

@@ -57,10 +57,9 @@ UNSUPPORTED: tuple[tuple[str, Any, str], ...] = (
 )
 # The same for vLLM's settings, where it is used.
 UNSUPPORTED_OF_VLLM: tuple[tuple[str, Any, str], ...] = (
-    ("vllm_mode", "colocate", "features and weights are handed over inside the process"),
+    ("vllm_mode", "colocate", "a server of TRL takes no features; they are handed over inside the process"),
     ("vllm_model_impl", "vllm", "its own models take features"),
     ("vllm_tensor_parallel_size", 1, "each process samples for its own rows"),
-    ("vllm_enable_sleep_mode", False, "the engine keeps its memory; choose vllm_gpu_memory_utilization"),
     ("vllm_structured_outputs_regex", None, "the format reward teaches the format"),
 )
 

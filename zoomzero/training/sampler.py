@@ -34,4 +34,5 @@ def vllm_sampler(model: PreTrainedModel, processor: VideoInputs, config: ZoomZer
             model,
             max_length=config.vllm_max_model_length,
             memory_fraction=config.vllm_gpu_memory_utilization,
+            sleeps=config.vllm_enable_sleep_mode,
         )
