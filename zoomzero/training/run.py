@@ -127,7 +127,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if config.process_index == 0:
             stack.callback(os.close, lock_folder(run))
-        return _train(start, samples, config, resume=resume, start_over=start_over)
+        return _train(start, samples, config, resume=resume, start_over=start_over, peft_config=peft_config)
 
 
 def _train(
@@ -137,6 +137,7 @@ def _train(
     *,
     resume: bool,
     start_over: bool,
+    peft_config: Any,
 ) -> tuple[ZoomZero, list[dict[str, float]]]:
     """The same, in a folder that is this launch's."""
     run = Path(str(config.output_dir))
