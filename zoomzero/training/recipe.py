@@ -48,8 +48,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self.data = [DataSource.of(source) for source in self.data]
-        if self.lora is not None and not isinstance(self.lora, dict):
-            raise ValueError(f"'lora' must be a mapping of peft's LoraConfig, got {self.lora!r:.200}; e.g. {{r: 16}}")
 
     def peft_config(self) -> Any:
         """peft's LoraConfig, None where all weights are trained.
@@ -85,6 +83,10 @@ def load_recipe(
     _check_keys(told, str(path))
     if not told.get("out"):
         raise ValueError(f"{path}: 'out' must be the folder of the trained checkpoint, got none; add it, or out=FOLDER")
+    if not isinstance(told.get("lora"), dict | None):
+        raise ValueError(
+            f"{path}: 'lora' must be a mapping of peft's LoraConfig, got {told['lora']!r:.200}; e.g. {{r: 16}}"
+        )
     run = _parsed({name: value for name, value in told.items() if name in _names(Recipe)}, Recipe, str(path))
     settings = {name: value for name, value in told.items() if name not in _names(Recipe)}
     config = _parsed({**_defaults(run, settings, str(path)), **settings}, ZoomZeroConfig, str(path))
