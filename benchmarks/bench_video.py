@@ -8,6 +8,8 @@ H.264. Every way runs in a process of its own, in turn, several times; the table
   make patches; for the zoom the file is read a second time the same way, and the frames inside the span are kept.
 - paper, seeking zoom: the same, but the second reading decodes the frames of the zoom only; kinder than the paper's
   code.
+- torchcodec (pip install torchcodec; FFmpeg's libraries from the system): VideoDecoder, seeking exactly, on our plan's
+  times, with one thread and with one a core; what follows decoding is ours.
 - transformers: transformers' own load_video (PyAV back end) on our plan's frame numbers, then as above.
 
 Then ours alone on 1, 5 and 20 minutes, to show how time and memory grow. Peak memory is the growth of the process above
@@ -38,6 +40,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from harness import git_output, processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = ROOT / ".cache" / "bench_video"
@@ -49,7 +52,19 @@ COARSE_TOKENS, COARSE_FPS = 8192, 0.5
 ZOOM_TOKENS, ZOOM_FPS, ZOOM_SECONDS = 4096, 4.0, 10.0
 PAPER_FPS = 2.0
 HAS_DECORD = importlib.util.find_spec("decord") is not None
-WAYS = ("ours", "paper", "paper_seeking_zoom", "transformers")
+TORCHCODEC_CHUNK = 16
+
+
+def has_torchcodec() -> bool:
+    """Whether it is installed and finds FFmpeg's libraries."""
+    if importlib.util.find_spec("torchcodec") is None:
+        return False
+    try:
+        importlib.import_module("torchcodec.decoders")
+    except (ImportError, OSError, RuntimeError):
+        print("torchcodec is installed and does not load (it needs FFmpeg 4 to 8 of the system): it is left out")
+        return False
+    return True
 
 
 # -- clips -----------------------------------------------------------------------------------------------------------
@@ -131,15 +146,20 @@ def plans(duration: float) -> tuple[Any, Any]:
     return coarse, zoom
 
 
-def ours(path: Path) -> Iterator[torch.Tensor]:
+def our_inputs() -> Any:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
     from zoomzero.inputs import VIDEO_PAD, VideoInputs
-    from zoomzero.video import open_video
 
     vocabulary = Tokenizer(models.WordLevel({"<unk>": 0, VIDEO_PAD: 1}, unk_token="<unk>"))
-    inputs = VideoInputs(PreTrainedTokenizerFast(tokenizer_object=vocabulary, unk_token="<unk>"))
+    return VideoInputs(PreTrainedTokenizerFast(tokenizer_object=vocabulary, unk_token="<unk>"))
+
+
+def ours(path: Path) -> Iterator[torch.Tensor]:
+    from zoomzero.video import open_video
+
+    inputs = our_inputs()
     with open_video(path, backend="pyav") as video:
         for plan in plans(video.duration):
             yield inputs.read(video, plan).pixel_values_videos
@@ -179,6 +199,30 @@ def paper(path: Path, seeking_zoom: bool = False) -> Iterator[torch.Tensor]:
     yield patches(frames, zoom_plan.size)
 
 
+def torchcodec(path: Path, num_threads: int) -> Iterator[torch.Tensor]:
+    from torchcodec.decoders import VideoDecoder
+
+    from zoomzero_kernels import frame_resample
+
+    geometry = our_inputs().geometry
+    shape = {
+        name: getattr(geometry, name) for name in ("mean", "std", "patch_size", "merge_size", "temporal_patch_size")
+    }
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=num_threads, seek_mode="exact")
+    for plan in plans(float(decoder.metadata.end_stream_seconds or 0)):
+        times = list(plan.timestamps)
+        parts = [
+            frame_resample(
+                decoder.get_frames_played_at([t + 1e-6 for t in times[first : first + TORCHCODEC_CHUNK]]).data,
+                size=plan.size,
+                dtype=torch.float32,
+                **shape,
+            )
+            for first in range(0, len(times), TORCHCODEC_CHUNK)
+        ]
+        yield torch.cat(parts)
+
+
 def transformers_way(path: Path) -> Iterator[torch.Tensor]:
     from transformers.video_utils import load_video
 
@@ -196,6 +240,8 @@ RUNNERS: dict[str, Callable[[Path], Iterator[torch.Tensor]]] = {
     "ours": ours,
     "paper": paper,
     "paper_seeking_zoom": lambda path: paper(path, seeking_zoom=True),
+    "torchcodec_1_thread": lambda path: torchcodec(path, 1),
+    "torchcodec_cores": lambda path: torchcodec(path, os.cpu_count() or 1),
     "transformers": transformers_way,
 }
 
@@ -218,12 +264,15 @@ def run_one(way: str, path: Path) -> dict[str, float]:
     Path("/proc/self/clear_refs").write_text("5")
     before, wall, cpu = memory_bytes("VmRSS"), time.perf_counter(), time.process_time()
     # The coarse patches are gone before the zoom begins, as when a model has consumed them.
-    largest = 0
+    largest, ends = 0, [wall]
     for result in RUNNERS[way](path):
+        ends.append(time.perf_counter())
         largest = max(largest, result.numel() * result.element_size())
         del result
     measured = {
         "wall_seconds": time.perf_counter() - wall,
+        "coarse_seconds": ends[1] - ends[0],
+        "zoom_seconds": ends[2] - ends[1],
         "cpu_seconds": time.process_time() - cpu,
         "peak_growth_bytes": memory_bytes("VmHWM") - before,
     }
@@ -239,11 +288,11 @@ def measure(way: str, path: Path) -> dict[str, float]:
     return result
 
 
-def check_same_result(path: Path) -> float:
-    """Largest share of values that differ by more than two grey levels between ours and transformers' on one plan."""
+def check_same_result(path: Path, way: str) -> float:
+    """Largest share of values that differ by more than two grey levels between ours and another's way on one plan."""
     worst = 0.0
     two_levels = 2.01 / 255 / 0.26
-    for mine, theirs in zip(ours(path), transformers_way(path), strict=True):
+    for mine, theirs in zip(ours(path), RUNNERS[way](path), strict=True):
         if mine.shape != theirs.shape:
             raise RuntimeError(f"bench_video: results differ in shape: {tuple(mine.shape)} and {tuple(theirs.shape)}")
         worst = max(worst, float(((mine - theirs).abs() > two_levels).float().mean()))
@@ -261,7 +310,8 @@ def median_row(way: str, gop: int, minutes: int, runs: list[dict[str, float]]) -
 
 def compare(gop: int, minutes: int, repeats: int) -> list[dict[str, Any]]:
     path = clip(gop, minutes)
-    ways = [way for way in WAYS if HAS_DECORD or not way.startswith("paper")]
+    missing = tuple(name for name, there in (("paper", HAS_DECORD), ("torchcodec", has_torchcodec())) if not there)
+    ways = [way for way in RUNNERS if not way.startswith(missing)]
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for _ in range(repeats):
         for way in ways:
@@ -274,37 +324,28 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Ratios to ours, the first row of each GOP and length. Processor time is the steadier on a busy machine."""
     base: dict[tuple[int, int], dict[str, Any]] = {}
     print(
-        f"{'GOP':>4} {'min':>4} {'way':<20} {'wall s':>8} {'cpu s':>8} {'peak MB':>8} {'of it result':>12} "
-        f"{'x wall':>7} {'x cpu':>7} {'x memory':>8}"
+        f"{'GOP':>4} {'min':>4} {'way':<20} {'wall s':>8} {'coarse':>7} {'zoom':>6} {'cpu s':>8} {'peak MB':>8} "
+        f"{'of it result':>12} {'x wall':>7} {'x cpu':>7} {'x memory':>8}"
     )
     for row in rows:
         ours_row = base.setdefault((row["gop"], row["minutes"]), row)
         ratios = [row[key] / ours_row[key] for key in ("wall_seconds", "cpu_seconds", "peak_growth_bytes")]
         print(
             f"{row['gop']:>4} {row['minutes']:>4} {row['way']:<20} {row['wall_seconds']:>8.1f} "
+            f"{row['coarse_seconds']:>7.2f} {row['zoom_seconds']:>6.2f} "
             f"{row['cpu_seconds']:>8.1f} {row['peak_growth_bytes'] / 1e6:>8.0f} "
             f"{row['largest_result_bytes'] / 1e6:>12.0f} {ratios[0]:>7.1f} {ratios[1]:>7.1f} {ratios[2]:>8.1f}"
         )
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def facts() -> dict[str, Any]:
     names = ["torch", "torchvision", "transformers", "av", "numpy"] + ["decord"] * HAS_DECORD
+    names += ["torchcodec"] * has_torchcodec()
     return {
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git_output("rev-parse", "HEAD"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "machine": f"{_processor()}, {torch.get_num_threads()} threads, no GPU used",
+        "uncommitted_changes": bool(git_output("status", "--porcelain", "--untracked-files=no")),
+        "machine": f"{processor_name()}, {torch.get_num_threads()} threads, no GPU used",
         "load_average": os.getloadavg(),
         "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
     }
@@ -315,7 +356,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--minutes", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="one minute, once, and no table of growth with length")
-    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=list(RUNNERS), help=argparse.SUPPRESS)
     parser.add_argument("--clip", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.way:
@@ -328,7 +369,9 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if not HAS_DECORD:
         print("decord is not installed (pip install decord): the paper's way is left out")
-    difference = check_same_result(short)
+    difference = check_same_result(short, "transformers")
+    if has_torchcodec():
+        check_same_result(short, "torchcodec_1_thread")
     print(f"same plan, ours and transformers': {difference:.4%} of the values differ by more than two grey levels")
     for gop in (250, 30):
         rows += compare(gop, minutes, repeats)

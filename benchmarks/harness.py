@@ -173,12 +173,14 @@ def serve_memory(measure: Callable[[str], int]) -> bool:
     return True
 
 
-def _git(*arguments: str) -> str:
+def git_output(*arguments: str) -> str:
+    """What git says in this checkout."""
     done = subprocess.run(["git", *arguments], cwd=_CHECKOUT, capture_output=True, text=True, check=False)
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The processor's model."""
     names = [line for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if "model name" in line]
     return names[0].split(":", 1)[1].strip() if names else platform.processor()
 
@@ -195,10 +197,10 @@ def document(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     packages = ("zoomzero", "torch", "torchvision", "transformers", "trl", "triton", "numpy")
     return {
         "benchmark": name,
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git_output("rev-parse", "HEAD"),
+        "uncommitted_changes": bool(git_output("status", "--porcelain", "--untracked-files=no")),
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "system": platform.platform(),
