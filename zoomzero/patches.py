@@ -53,7 +53,10 @@ def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype:
     filled = 0
     starts: list[float] = []
     for frames, shown in video.stream(plan.timestamps, chunk=_frames_per_chunk(video, plan, geometry, dtype)):
-        part = frame_resample(
+        if patches is None:
+            patches = frames.new_empty(shape, dtype=dtype)
+        end = filled + -(-len(frames) // step) * grid_h * grid_w
+        frame_resample(
             frames,
             size=plan.size,
             mean=geometry.mean,
@@ -61,14 +64,12 @@ def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype:
             patch_size=geometry.patch_size,
             merge_size=geometry.merge_size,
             temporal_patch_size=step,
-            dtype=dtype,
+            out=patches[filled:end],
         )
         starts += shown.tolist()
-        patches = part.new_empty(shape) if patches is None else patches
-        patches[filled : filled + len(part)] = part
-        filled += len(part)
+        filled = end
         # Not still held while the next chunk is read.
-        del frames, part
+        del frames
     if patches is None or filled != shape[0]:
         raise VideoError(video.path, f"gave {filled} patches where the plan needs {shape[0]}")
     grid = torch.tensor([[num_steps, grid_h, grid_w]])

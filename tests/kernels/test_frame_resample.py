@@ -161,9 +161,29 @@ def test_instruction_sets_agree() -> None:
 def test_opcheck() -> None:
     frames = random_frames(3, 30, 40, 3)
     for indices in (None, torch.tensor([2, 1])):
-        for layout in ("patches", "tchw"):
-            arguments = (frames, indices, [28, 28], list(MEAN), list(STD), layout, 14, 2, 2, torch.bfloat16)
-            torch.library.opcheck(torch.ops.zoomzero.frame_resample.default, arguments)
+        for patches in ([14, 2, 2], [0, 1, 1]):
+            arguments = (frames, indices, [28, 28], [*MEAN, *STD], patches)
+            torch.library.opcheck(torch.ops.zoomzero.frame_resample.default, (*arguments, torch.bfloat16))
+            out = torch.ops.zoomzero.frame_resample(*arguments, torch.bfloat16)
+            torch.library.opcheck(torch.ops.zoomzero.frame_resample_.default, (out, *arguments))
+
+
+def test_writes_in_place() -> None:
+    frames = random_frames(5, 40, 50, 3)
+    expected = frame_resample(frames, size=(28, 56), **NORMALISED)
+    out = torch.full_like(expected, torch.nan)
+    rows = len(expected) // 3
+    part = frame_resample(frames[:4], size=(28, 56), out=out[: 2 * rows], **NORMALISED)
+    assert part.data_ptr() == out.data_ptr()
+    assert out[2 * rows :].isnan().all()
+    frame_resample(frames[4:], size=(28, 56), out=out[2 * rows :], **NORMALISED)
+    assert torch.equal(out, expected)
+    half = torch.empty_like(expected, dtype=torch.bfloat16)
+    assert frame_resample(frames, size=(28, 56), out=half, **NORMALISED) is half
+    with pytest.raises(ValueError, match=r"out must be \[24, 1176\], got \[23, 1176\]; take a slice"):
+        frame_resample(frames, size=(28, 56), out=out[:-1], **NORMALISED)
+    with pytest.raises(ValueError, match=r"out must be a contiguous .* torch\.float32 on cpu, got torch\.bfloat16"):
+        frame_resample(frames, size=(28, 56), out=half, dtype=torch.float32, **NORMALISED)
 
 
 def test_compiles_without_graph_breaks() -> None:
@@ -235,7 +255,7 @@ BAD_ARGUMENTS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, r"size must be of integers, got 28.0", {"size": (28.0, 28)}),
     (
         TypeError,
-        r"layout must be a string and dtype a torch.dtype, got 'tchw' and 'float32'",
+        r"dtype must be a torch.dtype, got 'float32'",
         {"layout": "tchw", "dtype": "float32"},
     ),
     (ValueError, r"layout must be one of .* got 'nchw'", {"layout": "nchw"}),
@@ -266,7 +286,7 @@ def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor
     expected = frame_resample(frames, indices, **options)
     out = torch.full_like(expected, float("nan"))
     patches = (0, 1, 1) if layout == "tchw" else (14, 2, 2)
-    native = native_params(frames, indices, out, size, options["mean"], options["std"], patches, 1)
+    native = native_params(frames, indices, out, size, [*options["mean"], *options["std"]], patches, 1)
     params, launch, (blocks, threads, shared_bytes) = _C.frame_resample_launch(native, 1)
     assert shared_bytes > 0
     element_type = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[out.dtype]
