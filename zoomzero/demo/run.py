@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from zoomzero.annotations import Sample
-from zoomzero.answering.engine import Answer, ZoomZero
+from zoomzero.answering.engine import ZoomZero
 from zoomzero.demo.options import DemoOptions
-from zoomzero.evaluation import Evaluation, evaluate
+from zoomzero.evaluation import AnswerRecord, Evaluation, evaluate
 from zoomzero.files import write_whole
-from zoomzero.report import Example, Report, write_page
+from zoomzero.report import read_report, write_report
+from zoomzero.report.data import DEMO_EVALUATIONS, DEMO_TRAINING
 from zoomzero.synthetic import Clip, make_clips, tiny_checkpoint
 from zoomzero.training.config import ZoomZeroConfig
 from zoomzero.training.run import train, train_config
@@ -31,15 +33,14 @@ EXAMPLES_NOTE = (
     "for. The table counts all questions."
 )
 
-# Shown titles of the training curves, by the trainer's metric names.
-CURVES = {
-    "reward": "total reward",
-    "miou": "span IoU of the rollouts",
-    "zoom_accuracy": "zoom reward",
-    "rewards/format/mean": "format reward",
-    "rewards/answer/mean": "answer reward (coarse)",
-    "entropy": "entropy",
-}
+TITLE = "zoomzero: find the evidence, then answer"
+LEAD = (
+    "A tiny Qwen2.5-VL model sees a whole clip in 32 visual tokens: enough to see when a coloured sign is shown, not "
+    "to read it. It names the span, looks again at that span with its 32 tokens, and reads. GRPO with the zoom reward "
+    "taught it to name spans that are worth zooming into. Held-out questions on real H.264 files, with four options "
+    "each: chance is 25 %."
+)
+PAGE_BYTES = 12_000_000
 
 
 def run_demo(options: DemoOptions) -> dict[str, Any]:
@@ -52,16 +53,16 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     test_set = [test_set[2 * i + i % 2] for i in range(options.num_test)]
 
     start = ZoomZero.from_pretrained(tiny_checkpoint())
-    before = _measure(start, test_set, "before")
-    shown = _differing(test_set, before)
-    answers_before = [_ask(start, sample) for sample in shown]
+    before = _measure(start, test_set, DEMO_EVALUATIONS[0], options)
     trained, history = train(start, train_set, _train_config(options), start_over=True)
-    after = _measure(trained, test_set, "after")
-    answers_after = [_ask(trained, sample) for sample in shown]
-
-    examples = [Example(*row) for row in zip(shown, answers_before, answers_after, strict=True)]
+    after = _measure(trained, test_set, DEMO_EVALUATIONS[1], options)
+    with _Bar("frames for the page", "video") as progress:
+        # The clips are of this run's own making: no decoder needs a process of its own.
+        report = read_report(
+            [options.out], title=TITLE, lead=LEAD, max_bytes=PAGE_BYTES, time_limit=None, on_progress=progress
+        )
+    page = write_report(report, options.out / "index.html")
     seconds = time.perf_counter() - started
-    page = write_page(_report(options, before, after, history, examples, seconds), options.out / "index.html")
     summary = {
         "before": _figures(before),
         "after": _figures(after),
@@ -70,13 +71,13 @@ def run_demo(options: DemoOptions) -> dict[str, Any]:
     }
     write_whole(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
     write_whole(options.out / "history.json", json.dumps(history, indent=1) + "\n")
-    _print_outcome(examples, summary)
+    _print_outcome(_examples(test_set, before, after), summary)
     return summary
 
 
 def _train_config(options: DemoOptions) -> ZoomZeroConfig:
     return train_config(
-        options.out / "checkpoint",
+        options.out / DEMO_TRAINING,
         steps=options.steps,
         prompts=options.num_prompts,
         num_generations=options.num_rollouts,
@@ -103,20 +104,24 @@ def _samples(clips: Sequence[Clip]) -> list[Sample]:
     ]
 
 
-def _measure(engine: ZoomZero, samples: Sequence[Sample], label: str) -> Evaluation:
+def _measure(engine: ZoomZero, samples: Sequence[Sample], label: str, options: DemoOptions) -> Evaluation:
+    folder = options.out / label
+    # Answers of an earlier demo are by other weights.
+    shutil.rmtree(folder, ignore_errors=True)
     with _Bar(f"answering ({label})", "question") as progress:
-        return evaluate(engine, samples, batch_size=50, max_new_tokens=MAX_NEW_TOKENS, on_progress=progress)
+        return evaluate(
+            engine, samples, batch_size=50, max_new_tokens=MAX_NEW_TOKENS, run_folder=folder, on_progress=progress
+        )
 
 
-def _differing(samples: Sequence[Sample], before: Evaluation) -> list[Sample]:
-    """The questions to show: those the start model gets wrong come first, since they are what training is for."""
-    pairs = zip(samples, before.answers, strict=True)
-    wrong_first = sorted(pairs, key=lambda pair: pair[1] is not None and pair[1].letter == pair[0].answer)
-    return [sample for sample, _ in wrong_first[:NUM_VERBOSE]]
+Example = tuple[Sample, AnswerRecord, AnswerRecord]
 
 
-def _ask(engine: ZoomZero, sample: Sample) -> Answer:
-    return engine.answer(sample.video, sample.question, sample.options, max_new_tokens=MAX_NEW_TOKENS, keep_frames=True)
+def _examples(samples: Sequence[Sample], before: Evaluation, after: Evaluation) -> list[Example]:
+    """The questions to print: those the start model gets wrong come first, since they are what training is for."""
+    rows = zip(samples, before.answers, after.answers, strict=True)
+    answered = [(sample, first, second) for sample, first, second in rows if first is not None and second is not None]
+    return sorted(answered, key=lambda row: row[1].letter == row[0].answer)[:NUM_VERBOSE]
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
@@ -127,45 +132,11 @@ def _figures(evaluation: Evaluation) -> dict[str, float]:
     }
 
 
-def _report(
-    options: DemoOptions,
-    before: Evaluation,
-    after: Evaluation,
-    history: Sequence[Mapping[str, float]],
-    examples: Sequence[Example],
-    seconds: float,
-) -> Report:
-    shown = {"mIoU": "span IoU (mIoU)", "mIoP": "span precision (mIoP)", "Acc": "accuracy after the zoom"}
-    rows = {"accuracy at coarse resolution": None, **{name: key for key, name in shown.items()}, "Acc@GQA": "Acc@GQA"}
-    tables = [
-        {name: result.coarse_accuracy if key is None else result.metrics[key] for name, key in rows.items()}
-        for result in (before, after)
-    ]
-    return Report(
-        title="zoomzero: find the evidence, then answer",
-        lead=(
-            "A tiny Qwen2.5-VL model sees a whole clip in 32 visual tokens: enough to see when a coloured sign is "
-            "shown, not to read it. It names the span, looks again at that span with its 32 tokens, and reads. GRPO "
-            "with the zoom reward taught it to name spans that are worth zooming into."
-        ),
-        before=tables[0],
-        after=tables[1],
-        table_note=(
-            f"{options.num_test} held-out questions on real H.264 files; four options, so chance is 0.25. Trained for "
-            f"{options.steps} steps of {options.num_prompts} prompts x {options.num_rollouts} rollouts."
-        ),
-        examples_note=EXAMPLES_NOTE,
-        curves={title: [entry[name] for entry in history if name in entry] for name, title in CURVES.items()},
-        examples=examples,
-        facts=[("seconds in all", f"{seconds:.0f}"), ("checkpoint", str(options.out / "checkpoint"))],
-    )
-
-
 def _print_outcome(examples: Sequence[Example], summary: Mapping[str, Any]) -> None:
     print(f"\n{EXAMPLES_NOTE}")
-    for example in examples:
-        print(f"\n{example.sample.question}  (right: {example.sample.answer}, shown {_seconds(example.sample.spans)})")
-        for label, answer in (("before", example.before), ("after", example.after)):
+    for sample, *answers in examples:
+        print(f"\n{sample.question}  (right: {sample.answer}, shown {_seconds(sample.spans)})")
+        for label, answer in zip(DEMO_EVALUATIONS, answers, strict=True):
             coarse, zoom = answer.passes[0], answer.passes[-1]
             print(
                 f"  {label:>6}: whole video says {coarse.letter} and looks at {_seconds(answer.spans)}; "

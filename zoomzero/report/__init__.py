@@ -1,5 +1,9 @@
-"""A self-contained HTML page about a run: figures before and after, training curves, and what the model saw."""
+"""Runs as a page: `write_report` makes one self-contained HTML file of evaluations, trainings or a demo.
 
-from zoomzero.report.page import Example, Report, write_page
+data.py says what the page is made of. page.html, page.css and script/*.js are inlined when it is written.
+"""
 
-__all__ = ["Example", "Report", "write_page"]
+from zoomzero.report.data import Report, read_report
+from zoomzero.report.page import write_report
+
+__all__ = ["Report", "read_report", "write_report"]

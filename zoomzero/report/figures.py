@@ -1,94 +1,169 @@
-"""Small inline figures for the report: timelines and curves as SVG, frames as PNG data URLs."""
+"""The figures of evaluations that the page draws: strategies, overlaps, calibration, groups, two runs compared."""
 
 from __future__ import annotations
 
-import base64
-import io
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
-from markupsafe import Markup, escape
-from PIL import Image
+from zoomzero.annotations import Sample
+from zoomzero.evaluation.bootstrap import mean_intervals
+from zoomzero.evaluation.metrics import mean, metric_intervals, metrics
+from zoomzero.evaluation.records import AnswerRecord
+from zoomzero.evaluation.summary import HELD_EVIDENCE, zoom_figures
+from zoomzero.intervals import iog, iou
+from zoomzero.report.evaluations import EvaluationRun, KeptAnswer
 
-from zoomzero.intervals import Span
-
-
-def timeline(duration: float, rows: Sequence[tuple[str, str, Sequence[Span]]]) -> Markup:
-    """Bars over time as SVG. rows: (label, css class, spans in seconds); the axis runs from 0 to duration."""
-    left, width, row_height = 110, 640, 22
-    height = row_height * len(rows) + 22
-    scale = width / duration
-    parts = [f'<svg class="timeline" viewBox="0 0 {left + width + 20} {height}" role="img">']
-    for index, (label, kind, spans) in enumerate(rows):
-        top = index * row_height
-        parts.append(f'<text x="{left - 8}" y="{top + 15}" text-anchor="end">{escape(label)}</text>')
-        parts.append(f'<rect class="track" x="{left}" y="{top + 4}" width="{width}" height="14"/>')
-        for start, end in spans:
-            # A point in time still has to be visible.
-            bar = max((end - start) * scale, 2)
-            x, title = left + start * scale, f"<title>{start:.2f} s to {end:.2f} s</title>"
-            parts.append(
-                f'<rect class="{escape(kind)}" x="{x:.1f}" y="{top + 4}" width="{bar:.1f}" height="14">{title}</rect>'
-            )
-    for tick in _ticks(duration):
-        parts.append(
-            f'<text class="tick" x="{left + tick * scale:.1f}" y="{height - 4}" text-anchor="middle">{tick:g}</text>'
-        )
-    parts.append("</svg>")
-    return Markup("".join(parts))
+NUM_BINS = 10
+COSTS = ("visual_tokens", "text_tokens", "seconds", "flops")
+# Seconds up to which a video counts in a class, where the benchmark has no classes of its own.
+DURATION_CLASSES = ((60.0, "up to 1 min"), (600.0, "1 to 10 min"), (float("inf"), "over 10 min"))
 
 
-def curve(title: str, values: Sequence[float], window: int = 8) -> Markup:
-    """A curve over training steps as SVG: every value faint, their running mean over `window` steps strong.
-
-    The vertical axis runs from 0 to 1, or around the values where they leave that range.
-    """
-    width, height, left, top = 300, 130, 34, 22
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min([0.0, *finite]), max([1.0, *finite])
-    step = (width - left - 8) / max(len(values) - 1, 1)
-
-    def points(series: Sequence[float]) -> str:
-        inner = height - top - 20
-        return " ".join(
-            f"{left + i * step:.1f},{top + inner * (high - value) / (high - low):.1f}"
-            for i, value in enumerate(series)
-            if math.isfinite(value)
-        )
-
-    smooth = [_mean(values[max(0, i - window + 1) : i + 1]) for i in range(len(values))]
-    return Markup(
-        f'<svg class="curve" viewBox="0 0 {width} {height}" role="img">'
-        f'<text class="title" x="{left}" y="14">{escape(title)}</text>'
-        f'<text class="tick" x="{left - 4}" y="{top + 8}" text-anchor="end">{high:.2g}</text>'
-        f'<text class="tick" x="{left - 4}" y="{height - 18}" text-anchor="end">{low:.2g}</text>'
-        f'<text class="tick" x="{width - 8}" y="{height - 4}" text-anchor="end">step {len(values)}</text>'
-        f'<polyline class="raw" points="{points(values)}"/><polyline class="mean" points="{points(smooth)}"/></svg>'
-    )
+def run_figures(run: EvaluationRun) -> dict[str, Any]:
+    """All figures of a run; see the schema in data.py. Questions without an answer count as wrong."""
+    samples, records = list(run.samples.values()), run.records()
+    predictions = [None if record is None else record.prediction for record in records]
+    values, intervals = metrics(samples, predictions), metric_intervals(samples, predictions)
+    return {
+        "metrics": [{"name": name, "value": value, **_interval(intervals.get(name))} for name, value in values.items()],
+        "strategies": _strategies(run),
+        "zoom": zoom_figures(samples, records),
+        "iou_histogram": _iou_histogram(samples, records),
+        "calibration": _calibration(samples, records),
+        "by_task": _by(run, lambda sample: sample.tasks),
+        "by_duration": _by(run, lambda sample: (duration_class(sample),) if duration_class(sample) else ()),
+    }
 
 
-def strip(frames: torch.Tensor, columns: int) -> str:
-    """Frames uint8 [n, h, w, 3] side by side in rows of `columns`, as a PNG data URL."""
-    count, height, width, _ = frames.shape
-    rows = math.ceil(count / columns)
-    gap = 1
-    sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, dtype=torch.uint8)
-    for index, frame in enumerate(frames.cpu()):
-        y, x = divmod(index, columns)
-        sheet[y * (height + gap) :, x * (width + gap) :][:height, :width] = frame
-    png = io.BytesIO()
-    Image.fromarray(sheet.numpy()).save(png, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+def duration_class(sample: Sample) -> str:
+    """The benchmark's class of the video's length, or one by its seconds; "" where neither is known."""
+    if sample.duration_class or sample.duration is None:
+        return sample.duration_class
+    return next(name for limit, name in DURATION_CLASSES if sample.duration <= limit)
 
 
-def _ticks(duration: float) -> list[float]:
-    rough = duration / 8
-    unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)
-    return [step * i for i in range(int(duration / step) + 1)]
+def difference(runs: Sequence[EvaluationRun]) -> dict[str, Any] | None:
+    """How much more of the shared questions the second of two runs answers rightly; None without any."""
+    first, second = runs
+    shared = [key for key, sample in first.samples.items() if key in second.samples and sample.answer]
+    if not shared:
+        return None
+    rights = [[_is_right(run.samples[key], run.answers.get(key)) for key in shared] for run in (first, second)]
+    gains = [float(b) - float(a) for a, b in zip(*rights, strict=True)]
+    return {
+        "num_shared": len(shared),
+        "gained": sum(gain > 0 for gain in gains),
+        "lost": sum(gain < 0 for gain in gains),
+        "value": mean(gains),
+        **_interval(mean_intervals({"gain": gains}).get("gain")),
+    }
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
+def flags(sample: Sample, answer: KeptAnswer | None) -> list[str]:
+    """What is worth finding about an answer: "unanswered", "wrong", "right", "rescued", "broken", "missed"."""
+    if answer is None:
+        return ["unanswered"]
+    found = []
+    passes = answer.record.passes
+    if sample.answer:
+        right = sample.is_right(answer.record.letter)
+        found.append("right" if right else "wrong")
+        if len(passes) > 1:
+            first = sample.is_right(passes[0].letter)
+            found += ["rescued"] * (right and not first) + ["broken"] * (first and not right)
+    region = next((look.looked_at for look in reversed(passes) if look.name == "zoom"), None)
+    if sample.spans and region is not None and region and iog(region, sample.spans) < HELD_EVIDENCE:
+        found.append("missed")
+    return found
+
+
+def _interval(pair: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = pair or (None, None)
+    return {"low": low, "high": high}
+
+
+def _is_right(sample: Sample, answer: KeptAnswer | None) -> bool:
+    return answer is not None and sample.is_right(answer.record.letter)
+
+
+def _strategies(run: EvaluationRun) -> list[dict[str, Any]]:
+    """The first pass alone and the whole strategy: accuracy with its interval, and the mean cost of a question."""
+    judged = [key for key, sample in run.samples.items() if sample.answer]
+    answered = list(run.answers.values())
+    if not judged or not answered:
+        return []
+    firsts, finals = [], []
+    for key in judged:
+        answer, sample = run.answers.get(key), run.samples[key]
+        firsts.append(float(answer is not None and sample.is_right(answer.record.passes[0].letter)))
+        finals.append(float(_is_right(sample, answer)))
+    costs = [
+        {name: mean([answer.seen[0].cost.get(name, 0.0) for answer in answered]) for name in COSTS},
+        {name: mean([answer.record.cost.get(name, 0.0) for answer in answered]) for name in COSTS},
+    ]
+    rows = [("first look alone", firsts, costs[0]), (str(run.settings.get("strategy", "whole")), finals, costs[1])]
+    if all(len(answer.seen) == 1 for answer in answered):
+        rows = rows[1:]
+    return [
+        {
+            "name": name,
+            "accuracy": mean(rights),
+            **_interval(mean_intervals({"Acc": rights}).get("Acc")),
+            "cost": cost,
+        }
+        for name, rights, cost in rows
+    ]
+
+
+def _bin(value: float) -> int:
+    return min(int(value * NUM_BINS), NUM_BINS - 1)
+
+
+def _iou_histogram(samples: Sequence[Sample], records: Sequence[AnswerRecord | None]) -> list[int]:
+    """Questions with evidence by the IoU of their final spans, in ten bins; empty without any."""
+    counts = [0] * NUM_BINS
+    for sample, record in zip(samples, records, strict=True):
+        if sample.spans:
+            counts[_bin(iou(record.spans, sample.spans) if record else 0.0)] += 1
+    return counts if any(counts) else []
+
+
+def _calibration(samples: Sequence[Sample], records: Sequence[AnswerRecord | None]) -> dict[str, Any] | None:
+    """Final answers by confidence in ten bins, and the expected calibration error; None without right answers."""
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
+    for sample, record in zip(samples, records, strict=True):
+        if sample.answer and record is not None and record.letter is not None:
+            sure = min(max(record.confidence, 0.0), 1.0)
+            bins[_bin(sure)].append((sure, sample.is_right(record.letter)))
+    total = sum(map(len, bins))
+    if not total:
+        return None
+    points = [
+        {
+            "count": len(pairs),
+            "confidence": mean([sure for sure, _ in pairs]),
+            "accuracy": mean([ok for _, ok in pairs]),
+        }
+        for pairs in bins
+        if pairs
+    ]
+    error = sum(point["count"] * abs(point["confidence"] - point["accuracy"]) for point in points) / total
+    return {"error": error, "points": points}
+
+
+def _by(run: EvaluationRun, groups: Callable[[Sample], Sequence[str]]) -> list[dict[str, Any]]:
+    """Accuracy of each group of questions, with its interval."""
+    members: dict[str, list[float]] = {}
+    for key, sample in run.samples.items():
+        if sample.answer:
+            for name in groups(sample):
+                members.setdefault(name, []).append(float(_is_right(sample, run.answers.get(key))))
+    return [
+        {
+            "name": name,
+            "count": len(rights),
+            "accuracy": mean(rights),
+            **_interval(mean_intervals({"Acc": rights}).get("Acc")),
+        }
+        for name, rights in members.items()
+    ]

@@ -1,115 +1,73 @@
-"""Build the page from the data of a run. All text is escaped: questions, responses and file names are hostile."""
+"""One HTML file of a report: template, style and scripts inlined, the data beside them as JSON that nothing executes.
+
+Note [Inert text]
+Questions, responses and names come from outside. They stand in the page as JSON in script blocks of a type that no
+browser runs, with `<` escaped so that no block can end early; the scripts put them into the page as text nodes only. A
+content security policy allows the page's own style and script by their hashes, images from data addresses, and
+nothing else: not even a string that became markup could run or load something.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from zoomzero.annotations import Sample
-from zoomzero.answering.answer import Answer, Pass
 from zoomzero.files import write_whole
-from zoomzero.prompts import OPTION_LETTERS
-from zoomzero.report.figures import curve, strip, timeline
+from zoomzero.report.data import Report
+from zoomzero.text import escaped
 
-# Frames side by side in a strip: one row of a coarse pass of 64 frames is half the clip.
-COLUMNS = {"coarse": 32, "zoom": 8}
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One question answered before and after training; the answers must have been made with keep_frames=True."""
-
-    sample: Sample
-    """The question and its truth."""
-    before: Answer
-    """The start model's answer."""
-    after: Answer
-    """The trained model's answer."""
+# In the order in which each uses what those before it define.
+SCRIPTS = ("dom", "charts", "summary", "filters", "questions", "question", "training", "main")
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Contents of the page."""
+def write_report(report: Report, path: str | Path) -> Path:
+    """Write the page, whole or not at all; returns its path.
 
-    title: str
-    """Heading."""
-    lead: str
-    """What the run was, in a few sentences."""
-    before: Mapping[str, float]
-    """The start model's figures by their shown names."""
-    after: Mapping[str, float]
-    """The trained model's, by the same names."""
-    table_note: str
-    """What the figures count."""
-    examples_note: str
-    """How the examples were chosen."""
-    curves: Mapping[str, Sequence[float]]
-    """Series by their shown titles, one value per training step."""
-    examples: Sequence[Example]
-    """Questions to show."""
-    facts: Sequence[tuple[str, str]]
-    """(name, value) pairs about the run."""
+    Raises:
+        OSError: it cannot be written.
+    """
+    return write_whole(path, page(report))
 
 
-def write_page(report: Report, path: str | Path) -> Path:
-    """Write the page, whole or not at all: one HTML file without scripts or outside references. Returns its path."""
-    environment = Environment(loader=PackageLoader("zoomzero.report", "."), autoescape=True, undefined=StrictUndefined)
-    html = environment.get_template("page.html.j2").render(
-        title=report.title,
-        lead=report.lead,
-        table=[{"name": name, "before": report.before[name], "after": report.after[name]} for name in report.before],
-        table_note=report.table_note,
-        examples_note=report.examples_note,
-        curves=[curve(title, values) for title, values in report.curves.items() if values],
-        examples=[_example(example) for example in report.examples],
-        facts=report.facts,
+def page(report: Report) -> str:
+    """The page as text."""
+    folder = files("zoomzero.report")
+    style = folder.joinpath("page.css").read_text(encoding="utf-8")
+    parts = [folder.joinpath("script", f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    script = '"use strict";\n(() => {\n' + "\n".join(parts) + "\n})();\n"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
+        "base-uri 'none'; form-action 'none'"
     )
-    return write_whole(path, html)
-
-
-def _example(example: Example) -> dict:
-    sample = example.sample
-    looks = [_look(example.before.passes[0], "whole video", sample)]
-    looks += [
-        _look(answer.passes[-1], name, sample)
-        for answer, name in ((example.before, "zoom before"), (example.after, "zoom after"))
-        if len(answer.passes) > 1
-    ]
-    return {
-        "question": sample.question,
-        "options": [
-            {"letter": letter, "text": text} for letter, text in zip(OPTION_LETTERS, sample.options, strict=False)
-        ],
-        "answer": sample.answer,
-        "video": Path(sample.video).name,
-        "timeline": timeline(
-            # A benchmark may not say how long its videos are: the last frame seen is close.
-            sample.duration or max(example.before.passes[0].plan.timestamps[-1], 1.0),
-            [
-                ("true span", "true", sample.spans),
-                ("before", "before", example.before.spans),
-                ("after", "after", example.after.spans),
-            ],
-        ),
-        "looks": looks,
+    filled = {
+        "policy": policy,
+        "title": html.escape(escaped(str(report.data["title"]))),
+        "style": style,
+        "data": "".join(_blocks(report)),
+        "script": script,
     }
+    # One pass over the template's own text: what is filled in is never looked through.
+    pieces = folder.joinpath("page.html").read_text(encoding="utf-8").split("{{")
+    return pieces[0] + "".join(filled[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:]))
 
 
-def _look(seen: Pass, name: str, sample: Sample) -> dict:
-    if seen.frames is None:
-        raise ValueError(
-            "write_page: answers shown on the page must be made with keep_frames=True, got none; ask again"
-        )
-    height, width = seen.plan.size
-    return {
-        "name": name,
-        "kind": seen.name,
-        "size": f"{len(seen.plan.timestamps)} frames of {width}x{height}",
-        "image": strip(seen.frames, COLUMNS[seen.name]),
-        "text": seen.text,
-        "is_right": seen.letter == sample.answer,
-        "confidence": seen.confidence,
-    }
+def _blocks(report: Report) -> Iterator[str]:
+    yield _block("data", report.data)
+    for place, sheet in enumerate(report.sheets):
+        yield _block(f"sheet-{place}", sheet)
+
+
+def _block(name: str, value: Any) -> str:
+    # Outside of strings JSON has no "<"; inside, the escape reads back as it was.
+    text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -37,6 +37,7 @@ from zoomzero.training.loss import group_logps
 from zoomzero.training.metrics import Metrics, RolloutTable, Share, ShownResponses, joined_metrics
 from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import Reference
+from zoomzero.training.run_log import SampledGroup, sampled_group
 from zoomzero.training.scoring import Scores, score, taken_apart
 from zoomzero_kernels import token_advantages
 
@@ -53,6 +54,8 @@ class Collected:
     """Figures to log, of all processes."""
     shown: list[ShownResponses]
     """The responses as texts, of all processes."""
+    sampled: SampledGroup | None
+    """The first group token by token, for the run's log; None without a group in the first process."""
 
 
 class Collector:
@@ -122,7 +125,8 @@ class Collector:
         metrics = joined_metrics(shares, zoom_reward=config.zoom_reward, online_filter=config.online_filter)
         metrics["num_skipped"] = self._skipping.num_skipped(training=training)
         groups = dataclasses.replace(groups, num_items=sum(other.num_items for other in shares))
-        return Collected(groups, metrics, [other.shown for other in shares if other.shown is not None])
+        shown = [other.shown for other in shares if other.shown is not None]
+        return Collected(groups, metrics, shown, next((other.sampled for other in shares if other.sampled), None))
 
     def _scored_groups(
         self,
@@ -150,7 +154,8 @@ class Collector:
         if not rows:
             return GroupBatch.empty(self._accelerator.device)
         mask = self._trained_tokens(rollouts, scores, group_size, share)
-        advantages = self._advantages(scores, responses, rollouts, mask, group_size)
+        segments = self._segments(responses, rollouts)
+        advantages = self._advantages(scores, segments, mask, group_size)
         groups = GroupBatch(
             prompts=prompts,
             token_ids=rollouts.token_ids,
@@ -160,6 +165,7 @@ class Collector:
             ref_logps=None,
             token_weights=None,
             num_items=int(mask.sum()),
+            segments=segments,
         )
         if self._sampler is not None and self._config.vllm_importance_sampling_correction:
             groups = self._corrected(groups, rollouts, policy, share)
@@ -172,6 +178,8 @@ class Collector:
         questions = [row["question"] for row in rows for _ in range(group_size)]
         texts = [response.text for response in responses]
         share.shown = ShownResponses(questions, texts, scores.rewards, means.tolist())
+        if self._accelerator.is_main_process:
+            share.sampled = sampled_group(rows[0], groups, rollouts.mask[:group_size], scores.rewards, self._tokenizer)
         return groups
 
     def _zoom_scorer(self, policy: PreTrainedModel) -> contextlib.AbstractContextManager[PreTrainedModel | None]:
@@ -223,13 +231,15 @@ class Collector:
             share.num_filtered = int((~informative).sum())
         return mask
 
-    def _advantages(
-        self, scores: Scores, responses: Sequence[Response], rollouts: Rollouts, mask: Tensor, group_size: int
-    ) -> Tensor:
-        segments = torch.zeros(mask.shape, dtype=torch.uint8)
+    def _segments(self, responses: Sequence[Response], rollouts: Rollouts) -> Tensor:
+        """uint8 [P*G, T]: which part of its response each token belongs to."""
+        segments = torch.zeros(rollouts.mask.shape, dtype=torch.uint8)
         for row, (ids, response) in enumerate(zip(rollouts.token_ids.tolist(), responses, strict=True)):
             places = self._places(ids)
             segments[row, places] = token_segments([ids[place] for place in places], self._tokenizer, response)
+        return segments
+
+    def _advantages(self, scores: Scores, segments: Tensor, mask: Tensor, group_size: int) -> Tensor:
         groups = torch.arange(len(mask)) // group_size
         return token_advantages(
             scores.rewards,

@@ -32,6 +32,8 @@ class GroupBatch:
     """float32 [P*G, T]: importance weights of a sampler that is not quite the policy; None where it is."""
     num_items: int
     """Valid tokens of the whole generation batch, whichever slice of it this is."""
+    segments: Tensor | None = None
+    """uint8 [P*G, T], on the CPU: which part of its response a token belongs to; see `zoomzero.responses`."""
 
     @staticmethod
     def empty(device: torch.device) -> "GroupBatch":
@@ -56,7 +58,7 @@ class GroupBatch:
         )
 
 
-_TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps", "token_weights")
+_TENSORS = ("token_ids", "mask", "advantages", "old_logps", "ref_logps", "token_weights", "segments")
 
 
 def _rows(tensor: Tensor | None, start: int, end: int) -> Any:

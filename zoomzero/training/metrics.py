@@ -13,6 +13,7 @@ from torch import Tensor
 from zoomzero.rewards import REWARDS, UNIFORM_WEIGHTS, UNIFORM_WEIGHTS_WITHOUT_ZOOM
 from zoomzero.rollouts import Rollouts
 from zoomzero.rollouts.corrections import SamplingGap
+from zoomzero.training.run_log import SampledGroup
 from zoomzero.training.scoring import Scores
 
 
@@ -115,6 +116,8 @@ class Share:
     """The responses as texts, None without a group."""
     sampling: SamplingGap | None = None
     """How far the sampler was from the policy, where it is another."""
+    sampled: SampledGroup | None = None
+    """One group token by token, of the first process only."""
     skipped: list[list[str]] = field(default_factory=list)
     """Samples skipped so far."""
     seconds: Metrics = field(default_factory=Metrics)

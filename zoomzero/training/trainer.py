@@ -33,7 +33,9 @@ from zoomzero.training.loss import group_loss, stand_in, untouched_loss
 from zoomzero.training.metrics import Metrics, ShownResponses
 from zoomzero.training.packing import PackedForward
 from zoomzero.training.reference import Reference, frozen_copy
+from zoomzero.training.run_log import RunLog, write_sample
 from zoomzero.training.sampler import vllm_sampler
+from zoomzero.training.segments import NO_SEGMENT_SUMS, segment_metrics, segment_sums
 from zoomzero.training.sharding import RolloutPolicy, settle_sharding
 from zoomzero.training.trl_contract import REMEDY, require_attributes, require_hooks
 from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES
@@ -135,6 +137,7 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         self._collector = Collector(
             self.args, self.accelerator, self.encoder, self._skipping, self.reference, ends, self._vllm
         )
+        self.add_callback(RunLog(cast(str, args.output_dir)))
         # The data loader fetches a batch before it hands out the one before it: see read_ahead.py.
         self.data_collator = ReadAheadCollator(self.encoder)
 
@@ -169,6 +172,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         self._record(collected.metrics)
         for shown in collected.shown:
             self._log_responses(shown)
+        if training and collected.sampled is not None:
+            write_sample(cast(str, self.args.output_dir), self.state, collected.sampled)
         return {"groups": collected.groups}
 
     def _compute_loss(self, model: torch.nn.Module, inputs: Batch) -> Tensor:
@@ -194,12 +199,16 @@ class ZoomZeroTrainer(CheckpointingTrainer):
                 output = group_loss(forward, groups, self.args, max(num_items / processes, 1))
                 entropy = float(output.entropy.sum()) / max(num_tokens, 1)
                 loss, means = output.loss, (float(output.kl), entropy, float(output.clip_fraction))
+                by_segment = segment_sums(groups, output, self.args)
             else:
                 loss, means = self._loss_without_groups(forward), (0.0, 0.0, 0.0)
-        *sums, weight = self._sum([*(mean * num_tokens for mean in means), num_tokens])
+                by_segment = NO_SEGMENT_SUMS
+        *sums, weight = self._sum([*by_segment, *(mean * num_tokens for mean in means), num_tokens])
         if total:
+            *by_segment, kl, entropy, clipped = sums
             names = ("kl", "entropy", "clip_ratio/region_mean")
-            metrics |= {name: value / max(weight, 1) for name, value in zip(names, sums, strict=True)}
+            metrics |= {n: value / max(weight, 1) for n, value in zip(names, (kl, entropy, clipped), strict=True)}
+            metrics |= segment_metrics(by_segment)
             self._record(metrics)
         if self.loss_type in ITEM_LOSS_TYPES:
             return loss
