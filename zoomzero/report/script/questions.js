@@ -44,24 +44,26 @@ function questionList(onPick) {
       element.remove();
       rows.delete(order);
     }
-    const added = document.createDocumentFragment();
+    const added = document.createDocumentFragment(), isAbove = first < Math.min(...rows.keys());
     for (let order = first; order < last; order++) {
       if (rows.has(order)) continue;
       rows.set(order, row(order));
       added.append(rows.get(order));
     }
-    inner.append(added);
+    // In the order of reading, for the tab key and for screen readers.
+    if (isAbove) inner.prepend(added);
+    else inner.append(added);
   }
   box.addEventListener("scroll", () => draw(false), {passive: true});
   new ResizeObserver(() => draw(false)).observe(box);
   return {
     element: box,
-    // After another choice of questions, or another current one; scrolls as little as needed.
+    // After another choice of questions, which begins at its top, or another current one, which is brought into sight.
     refresh(isNew) {
       inner.style.height = `${state.shown.length * ROW}px`;
       if (isNew) box.scrollTop = 0;
       const order = state.shown.indexOf(state.current);
-      if (order >= 0) {
+      if (order >= 0 && !isNew) {
         const top = order * ROW;
         if (top < box.scrollTop) box.scrollTop = top;
         else if (top + ROW > box.scrollTop + box.clientHeight && box.clientHeight) box.scrollTop = top + ROW - box.clientHeight;
