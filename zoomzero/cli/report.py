@@ -39,13 +39,19 @@ def run(options: argparse.Namespace) -> int:
     if options.run[0].is_dir() or options.out:
         check_writable(out)
     max_bytes = 0 if options.no_thumbnails else int(options.max_megabytes * MEGABYTE)
-    with tqdm(desc="reading frames", unit="video", disable=options.no_thumbnails) as bar:
+    # No bar before there is something to read: an error is one line.
+    bars: list[tqdm] = []
 
-        def advance(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+    def advance(done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc="reading frames", unit="video", total=total))
+        bars[0].update(done - bars[0].n)
 
+    try:
         report = read_report(options.run, title=options.title, max_bytes=max_bytes, on_progress=advance)
+    finally:
+        for bar in bars:
+            bar.close()
     write_report(report, out)
     note = report.data["thumbnails"]["note"]
     if note:
