@@ -11,7 +11,7 @@ from zoomzero_kernels.frame_resample import frame_resample
 from zoomzero_kernels.grpo_loss import grpo_loss
 from zoomzero_kernels.linear_grpo_loss import linear_grpo_loss
 from zoomzero_kernels.linear_selective_logps import linear_selective_logps
-from zoomzero_kernels.policy.options import GRPOLossOutput
+from zoomzero_kernels.policy.tensors import GRPOLossOutput
 from zoomzero_kernels.selective_logps import selective_logps
 from zoomzero_kernels.shared_prefix_attention import shared_prefix_attention
 from zoomzero_kernels.token_advantages import token_advantages

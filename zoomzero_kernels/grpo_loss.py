@@ -7,7 +7,7 @@ backward pass only multiplies it by the incoming gradient. See Note [Sequence le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -15,24 +15,19 @@ from torch import Tensor
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import (
+from zoomzero_kernels.policy.objectives import PolicyOptions, reads_twice, row_options
+from zoomzero_kernels.policy.options import LossOptions, checked_options, takes_options
+from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.tensors import (
     LOGITS_DTYPES,
-    OBJECTIVES,
     GRPOLossOutput,
-    PolicyOptions,
     PolicyTensors,
-    check_level,
-    check_options,
-    check_reference,
+    RowOutputs,
     compute_dtype,
-    limit,
     loss_output,
     policy_tensors,
-    with_token_weights,
 )
-from zoomzero_kernels.policy.sequence_level import sequence_level_loss
-from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import Normaliser
+from zoomzero_kernels.policy.two_passes import two_pass_loss
 from zoomzero_kernels.selective_logps import masked_logps
 
 _OP = "grpo_loss"
@@ -41,37 +36,34 @@ _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 _InplaceOutputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _run(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, grad: Tensor | None) -> _InplaceOutputs:
-    valid, ids = checked_mask_and_ids(_OP, tensors.token_ids, tensors.mask, logits.shape[-1])
-    scale = stored_scale(logits, tensors.weights)
-    scaled = tensors._replace(token_ids=ids, mask=valid, weights=tensors.weights / scale)
-    output = rows.policy_rows(logits, scaled, options, grad)
-    loss = (output.loss * tensors.weights).sum()
-    return loss, output.logps, output.entropy, output.kl, output.clipped, scale
+def _run(
+    logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float], grad: Tensor | None
+) -> _InplaceOutputs:
+    tokens = PolicyTensors(*tensors)  # type: ignore[arg-type]
+    valid, ids = checked_mask_and_ids(_OP, tokens.token_ids, tokens.mask, logits.shape[-1])
+    scale = stored_scale(logits, tokens)
+    scaled = tokens.divided_by(scale)._replace(token_ids=ids, mask=valid)
+    results = rows.policy_rows(logits, scaled, PolicyOptions(*options), grad)
+    loss = tokens.total(results.loss, results.entropy)
+    return loss, results.logps, results.entropy, results.kl, results.clipped, scale
 
 
 @torch.library.custom_op("zoomzero::grpo_loss", mutates_args=())
 def _grpo_loss(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: Sequence[float],
-    needs_grad: bool,
+    logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float], needs_grad: bool
 ) -> _Outputs:
-    tensors = PolicyTensors(token_ids, mask, advantages, weights, old_logps, ref_logps)
+    """tensors: PolicyTensors; options: PolicyOptions."""
     grad = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device) if needs_grad else None
-    outputs = _run(logits, tensors, PolicyOptions(*options), grad)
+    outputs = _run(logits, tensors, options, grad)
     return (*outputs, logits.new_empty(0) if grad is None else grad)
 
 
 @_grpo_loss.register_fake
-def _grpo_loss_fake(logits: Tensor, token_ids: Tensor, *rest: Any) -> _Outputs:
-    grad = logits.new_empty(logits.shape if rest[-1] else (0,))
-    return (*_grpo_loss_inplace_fake(logits, token_ids), grad)
+def _grpo_loss_fake(
+    logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float], needs_grad: bool
+) -> _Outputs:
+    grad = logits.new_empty(logits.shape if needs_grad else (0,))
+    return (*_grpo_loss_inplace_fake(logits, tensors, options), grad)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: _Outputs) -> None:
@@ -96,24 +88,16 @@ _grpo_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
 @torch.library.custom_op("zoomzero::grpo_loss_", mutates_args={"logits"})
-def _grpo_loss_inplace(
-    logits: Tensor,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    options: Sequence[float],
-) -> _InplaceOutputs:
-    tensors = PolicyTensors(token_ids, mask, advantages, weights, old_logps, ref_logps)
-    return _run(logits, tensors, PolicyOptions(*options), logits)
+def _grpo_loss_inplace(logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float]) -> _InplaceOutputs:
+    return _run(logits, tensors, options, logits)
 
 
 @_grpo_loss_inplace.register_fake
-def _grpo_loss_inplace_fake(logits: Tensor, token_ids: Tensor, *_: Any) -> _InplaceOutputs:
-    dtype = compute_dtype(logits)
-    logps, entropy, kl, clipped = (logits.new_empty(token_ids.shape, dtype=dtype) for _ in range(4))
+def _grpo_loss_inplace_fake(
+    logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float]
+) -> _InplaceOutputs:
+    dtype, shape = compute_dtype(logits), logits.shape[:2]
+    logps, entropy, kl, clipped = (logits.new_empty(shape, dtype=dtype) for _ in range(4))
     scalar = logits.new_empty((), dtype=dtype)
     return scalar, logps, entropy, kl, clipped, logits.new_empty((), dtype=torch.float32)
 
@@ -138,29 +122,15 @@ def _check_inplace(logits: Tensor) -> None:
 
 
 @takes_arrays
+@takes_options
 def grpo_loss(
     logits: Tensor,
     token_ids: Tensor,
     advantages: Tensor,
     mask: Tensor,
     *,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    temperature: float = 1.0,
-    beta: float = 0.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    kl_clamp: float | None = 10.0,
-    unbiased_kl: bool = False,
-    delta: float | None = None,
-    sapo_temperature_pos: float = 1.0,
-    sapo_temperature_neg: float = 1.05,
-    loss_type: str = "dapo",
-    max_completion_length: int | None = None,
-    num_items: Tensor | float | None = None,
-    importance_sampling_level: str = "token",
-    token_weights: Tensor | None = None,
     inplace: bool = False,
+    **options: Unpack[LossOptions],
 ) -> GRPOLossOutput:
     """Clipped GRPO policy loss with per-token advantages, fused over the vocabulary.
 
@@ -169,29 +139,8 @@ def grpo_loss(
         token_ids: [B, T] int64 or int32; masked tokens may hold any value.
         advantages: [B, T], or [B] for one a sequence, floating point.
         mask: [B, T] bool or integer 0/1. Masked tokens cost no work and may hold NaN or inf in any tensor.
-        old_logps: [B, T] log-probabilities of the sampling policy at the same temperature; None means on-policy.
-        ref_logps: [B, T] of the reference model; needed when ``beta > 0``, reported as ``kl`` in any case.
-        temperature: the logits are divided by it.
-        beta: weight of the k3 estimate of the KL divergence to the reference.
-        clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; for "cispo" clip_high is itself the
-            bound of the ratio, as TRL's ``epsilon_high``.
-        kl_clamp: largest value of the k3 estimate, None for no limit (as TRL).
-        unbiased_kl: multiply the KL estimate by the importance ratio, gradient included, which makes it unbiased where
-            the policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).
-        delta: the ratio is at most this before it is compared with the clipped one, which bounds the loss of negative
-            advantages (two-sided clipping, INTELLECT-2; TRL's ``delta``); None for no bound.
-        sapo_temperature_pos, sapo_temperature_neg: steepness of the gate of "sapo" for advantages above 0, and others.
-        loss_type: as in TRL. "grpo", "bnpo", "dr_grpo", "dapo" and "luspo" differ in their normaliser. "cispo" weighs
-            the log-probability by the bounded ratio, a detached factor, and "sapo" puts a soft gate in the place of the
-            clip; they have the normalisers of "dapo" and "grpo".
-        max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
-        num_items: tokens in the normaliser of "dapo" and "cispo" (over all processes and accumulation steps), the valid
-            tokens of this batch if None; the other loss types do not use it.
-        importance_sampling_level: "token", or "sequence" for the mean log-ratio of each sequence (GSPO).
-        token_weights: [B, T] factors of the policy terms, not of the KL term, that get no gradient: importance-sampling
-            ratios, masks or other weights, finite and >= 0. A token of weight 0 counts in the normaliser, but not as
-            clipped.
         inplace: the gradient takes the memory of the logits, which must not be read after this call.
+        options: see LossOptions.
 
     Returns:
         GRPOLossOutput. Maths and results are float32, or float64 for float64 logits. Log-probabilities are at most 0,
@@ -202,41 +151,30 @@ def grpo_loss(
     Raises:
         ValueError: shapes, devices or options do not fit; ``inplace`` with logits that share memory; on CPU (elsewhere
             with ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
-        TypeError: wrong dtype.
+        TypeError: wrong dtype, or an option that does not exist.
         RuntimeError: a second derivative is asked of it.
 
     Source: the objective of GRPO (arXiv 2402.03300) with the asymmetric clipping of DAPO (arXiv 2503.14476).
     """
-    options = PolicyOptions(
-        temperature,
-        beta,
-        clip_low,
-        clip_high,
-        limit(kl_clamp),
-        float(unbiased_kl),
-        limit(delta),
-        OBJECTIVES.get(loss_type, 0.0),
-        sapo_temperature_pos,
-        sapo_temperature_neg,
-    )
-    check_options(_OP, options)
-    check_level(_OP, importance_sampling_level)
+    chosen = checked_options(_OP, options)
     _check_logits(logits)
-    normaliser = Normaliser(loss_type, max_completion_length, num_items)
-    tensors = policy_tensors(_OP, logits, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
-    check_reference(_OP, tensors, options)
-    tensors = with_token_weights(_OP, tensors, token_weights)
-    if importance_sampling_level == "sequence":
-        logps, entropy = masked_logps(_OP, logits, token_ids, mask, temperature)
-        return sequence_level_loss(_OP, logps, entropy, tensors, options)
+    tensors = policy_tensors(_OP, logits, token_ids, advantages, mask, chosen)
+    numbers, cap = row_options(chosen), chosen["logit_softcap"]
+    if cap is not None:
+        # What masked tokens hold must not reach the derivative of the cap, where 0 * NaN would be NaN.
+        clean = torch.where(mask.unsqueeze(-1) != 0, logits, 0.0).to(compute_dtype(logits))
+        logits = cap * torch.tanh(clean * (chosen["logit_scale"] / cap))
+    if reads_twice(chosen):
+        logps, entropy = masked_logps(_OP, logits, token_ids, mask, numbers.temperature)
+        return two_pass_loss(_OP, logps, entropy, tensors, chosen)
     needs_grad = torch.is_grad_enabled() and logits.requires_grad
     data = logits.detach()
     if inplace and needs_grad:
         _check_inplace(logits)
-        loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(data, *tensors, options)
+        loss, logps, entropy, kl, clipped, scale = _grpo_loss_inplace(data, tensors, numbers)
         grad = data
     else:
-        loss, logps, entropy, kl, clipped, scale, grad = _grpo_loss(data, *tensors, options, needs_grad)
+        loss, logps, entropy, kl, clipped, scale, grad = _grpo_loss(data, tensors, numbers, needs_grad)
     if needs_grad:
         loss = with_stored_gradient(_OP, loss, scale, (logits,), (grad,))
-    return loss_output(loss, logps, entropy, kl, clipped, mask)
+    return loss_output(loss, RowOutputs(loss, logps, entropy, kl, clipped), mask)

@@ -7,7 +7,7 @@ in place, and two matmuls take that to the hidden states and the weight. See Not
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -16,24 +16,18 @@ from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
 from zoomzero_kernels.policy import head, rows
-from zoomzero_kernels.policy.options import (
-    OBJECTIVES,
+from zoomzero_kernels.policy.objectives import SQUARE, PolicyOptions, reads_twice, row_options
+from zoomzero_kernels.policy.options import LossOptions, checked_options, takes_options
+from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
+from zoomzero_kernels.policy.tensors import (
     GRPOLossOutput,
-    PolicyOptions,
     PolicyTensors,
     RowOutputs,
-    check_level,
-    check_options,
-    check_reference,
     compute_dtype,
-    limit,
     loss_output,
     policy_tensors,
-    with_token_weights,
 )
-from zoomzero_kernels.policy.sequence_level import sequence_level_loss
-from zoomzero_kernels.policy.stored_gradient import scaled_once, stored_scale, with_stored_gradient
-from zoomzero_kernels.policy.weights import Normaliser
+from zoomzero_kernels.policy.two_passes import two_pass_loss
 
 _OP = "linear_grpo_loss"
 # Loss, logps, entropy, kl, clipped, scale that the gradients still need, gradients of hidden, weight and bias (empty
@@ -41,47 +35,52 @@ _OP = "linear_grpo_loss"
 _Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
+def _learning(tokens: PolicyTensors, options: PolicyOptions) -> Tensor | None:
+    """Tokens [B, T] that may have a gradient, None where nothing is known: see Note [Silent rows] in head.py."""
+    with_kl = tokens.ref_logps is not None and options.beta > 0
+    if with_kl or tokens.entropy_weights is not None or options.objective == SQUARE:
+        return None
+    return tokens.advantages != 0 if tokens.factors is None else (tokens.advantages != 0) & (tokens.factors != 0)
+
+
 @torch.library.custom_op("zoomzero::linear_grpo_loss", mutates_args=())
 def _linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    token_ids: Tensor,
-    mask: Tensor,
-    advantages: Tensor,
-    weights: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
+    tensors: Sequence[Tensor | None],
     options: Sequence[float],
+    softcap: Sequence[float],
     needs: Sequence[bool],
 ) -> _Outputs:
-    valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    scale = stored_scale(hidden, weights)
-    tokens = PolicyTensors(ids, valid, advantages, weights / scale, old_logps, ref_logps).at(valid)
-    states = head.valid_rows(hidden, valid)
+    """tensors: PolicyTensors; options: PolicyOptions; softcap: head.SoftCap; needs: head.HeadNeeds."""
+    tokens, numbers = PolicyTensors(*tensors), PolicyOptions(*options)  # type: ignore[arg-type]
+    valid, ids = checked_mask_and_ids(_OP, tokens.token_ids, tokens.mask, weight.shape[0])
+    scale = stored_scale(hidden, tokens)
+    places = head.ValidRows.of(valid, _learning(tokens, numbers) if any(needs) else None)
+    # As one sequence.
+    scaled = tokens.divided_by(scale)._replace(token_ids=ids, mask=valid)
+    packed = PolicyTensors(*(None if x is None else places.take(x) for x in scaled))  # type: ignore[arg-type]
+    states = places.take(hidden)
     gradients = head.HeadGradients(states, weight, head.HeadNeeds(*needs))
     parts: list[RowOutputs] = []
-    for start, chunk, logits in head.chunk_logits(states, weight, bias):
-        grad = logits.unsqueeze(0) if any(needs) else None
-        # As one sequence.
-        here = tokens.at((None, slice(start, start + chunk.shape[0])))
-        parts.append(rows.policy_rows(logits.unsqueeze(0), here, PolicyOptions(*options), grad))
+    for chunk in head.chunks(states, weight, bias, places.num_learning, head.SoftCap(*softcap)):
+        logits = chunk.logits.unsqueeze(0)
+        grad = logits if any(needs) and not chunk.silent else None
+        parts.append(rows.policy_rows(logits, packed.at((None, chunk.window)), numbers, grad))
         if grad is not None:
-            gradients.add(start, chunk, logits)
-    outputs = RowOutputs.zeros(mask.shape, hidden)
-    head.scatter(parts, valid, outputs)
-    loss = (outputs.loss * weights).sum()
+            gradients.add(chunk)
+    results = RowOutputs(*head.gathered(parts, places, RowOutputs.zeros(valid.shape, hidden)))
+    loss = tokens.total(results.loss, results.entropy)
     return (
-        loss, outputs.logps, outputs.entropy, outputs.kl, outputs.clipped, scale, *gradients.results(hidden, valid),
+        loss, results.logps, results.entropy, results.kl, results.clipped, scale, *gradients.results(hidden, places),
     )  # fmt: skip
 
 
 @_linear_grpo_loss.register_fake
-def _linear_grpo_loss_fake(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *rest: Any
-) -> _Outputs:
-    dtype = compute_dtype(hidden)
-    logps, entropy, kl, clipped = (hidden.new_empty(token_ids.shape, dtype=dtype) for _ in range(4))
+def _linear_grpo_loss_fake(hidden: Tensor, weight: Tensor, *rest: Any) -> _Outputs:
+    dtype, shape = compute_dtype(hidden), hidden.shape[:2]
+    logps, entropy, kl, clipped = (hidden.new_empty(shape, dtype=dtype) for _ in range(4))
     gradients = head.empty_gradients(hidden, weight, head.HeadNeeds(*rest[-1]))
     scale = hidden.new_empty((), dtype=torch.float32)
     return hidden.new_empty((), dtype=dtype), logps, entropy, kl, clipped, scale, *gradients
@@ -108,6 +107,7 @@ _linear_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
 
 
 @takes_arrays
+@takes_options
 def linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -116,67 +116,40 @@ def linear_grpo_loss(
     mask: Tensor,
     *,
     bias: Tensor | None = None,
-    old_logps: Tensor | None = None,
-    ref_logps: Tensor | None = None,
-    temperature: float = 1.0,
-    beta: float = 0.0,
-    clip_low: float = 0.2,
-    clip_high: float = 0.28,
-    kl_clamp: float | None = 10.0,
-    unbiased_kl: bool = False,
-    delta: float | None = None,
-    sapo_temperature_pos: float = 1.0,
-    sapo_temperature_neg: float = 1.05,
-    loss_type: str = "dapo",
-    max_completion_length: int | None = None,
-    num_items: Tensor | float | None = None,
-    importance_sampling_level: str = "token",
-    token_weights: Tensor | None = None,
+    **options: Unpack[LossOptions],
 ) -> GRPOLossOutput:
     """The loss of :func:`grpo_loss` from hidden states and the head, with gradients for hidden, weight and bias.
 
     Args:
         hidden: [B, T, D]; ``hidden[:, t]`` predicts ``token_ids[:, t]``. Rows of masked tokens are not read.
-        weight: [V, D] of the language-model head, in the dtype of ``hidden``.
+        weight: [V, D] of the language-model head, in the dtype of ``hidden``. Under ``torch.autocast`` both are cast.
+        token_ids, advantages, mask: as in :func:`grpo_loss`.
         bias: [V] or None.
-        token_ids, advantages, mask and the options: as in :func:`grpo_loss`.
+        options: see LossOptions.
 
     Returns:
         GRPOLossOutput. Logits exist for a chunk of tokens at a time, in the dtype of ``hidden``; the maths is float32
-        (float64 for float64), and a 16-bit weight's gradient is accumulated in float32.
+        (float64 for float64), and a 16-bit weight's gradient is accumulated in float32. Tokens of advantage 0 cost one
+        matmul instead of three where they have neither a KL term nor an entropy bonus.
 
     Raises:
         ValueError: shapes, devices, dtypes or options do not fit; on CPU (elsewhere with
             ZOOMZERO_CHECK_VALUES=1, which waits for the GPU) also token ids out of range; unchecked they give NaN.
-        TypeError: wrong dtype.
+        TypeError: wrong dtype, or an option that does not exist.
         RuntimeError: a second derivative is asked of it.
     """
-    options = PolicyOptions(
-        temperature,
-        beta,
-        clip_low,
-        clip_high,
-        limit(kl_clamp),
-        float(unbiased_kl),
-        limit(delta),
-        OBJECTIVES.get(loss_type, 0.0),
-        sapo_temperature_pos,
-        sapo_temperature_neg,
-    )
-    check_options(_OP, options)
-    check_level(_OP, importance_sampling_level)
-    head.check_head(_OP, hidden, weight, bias)
-    normaliser = Normaliser(loss_type, max_completion_length, num_items)
-    tensors = policy_tensors(_OP, hidden, token_ids, advantages, mask, old_logps, ref_logps, normaliser)
-    check_reference(_OP, tensors, options)
-    tensors = with_token_weights(_OP, tensors, token_weights)
-    if importance_sampling_level == "sequence":
-        logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, mask, temperature)
-        return sequence_level_loss(_OP, logps, entropy, tensors, options)
-    inputs = (hidden, weight, bias)
-    needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in inputs]
-    detached = [None if x is None else x.detach() for x in inputs]
-    loss, logps, entropy, kl, clipped, scale, *grads = _linear_grpo_loss(*detached, *tensors, options, needs)
+    chosen = checked_options(_OP, options)
+    head_inputs = head.under_autocast(hidden, weight, bias)
+    head.check_head(_OP, *head_inputs)
+    tensors = policy_tensors(_OP, hidden, token_ids, advantages, mask, chosen)
+    numbers, cap = row_options(chosen), chosen["logit_softcap"]
+    softcap = head.SoftCap() if cap is None else head.SoftCap(chosen["logit_scale"], cap)
+    if reads_twice(chosen):
+        logps, entropy = masked_linear_logps(_OP, head_inputs, token_ids, mask, numbers.temperature, softcap)
+        return two_pass_loss(_OP, logps, entropy, tensors, chosen)
+    needs = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in head_inputs]
+    detached = [None if x is None else x.detach() for x in head_inputs]
+    loss, logps, entropy, kl, clipped, scale, *grads = _linear_grpo_loss(*detached, tensors, numbers, softcap, needs)
     if any(needs):
-        loss = with_stored_gradient(_OP, loss, scale, inputs, tuple(grads))
-    return loss_output(loss, logps, entropy, kl, clipped, mask)
+        loss = with_stored_gradient(_OP, loss, scale, head_inputs, tuple(grads))
+    return loss_output(loss, RowOutputs(loss, logps, entropy, kl, clipped), mask)

@@ -14,7 +14,8 @@ from torch import Tensor
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids
 from zoomzero_kernels.policy import head, rows
-from zoomzero_kernels.policy.options import LogpOutputs, LogpSlopes, LogpStatistics, check_temperature
+from zoomzero_kernels.policy.options import check_temperature
+from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics
 
 _OP = "linear_selective_logps"
 
@@ -25,17 +26,23 @@ def _all_true(like: Tensor) -> Tensor:
 
 @torch.library.custom_op("zoomzero::linear_selective_logps", mutates_args=())
 def _linear_selective_logps(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, mask: Tensor, temperature: float
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    token_ids: Tensor,
+    mask: Tensor,
+    temperature: float,
+    softcap: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    states, ids = head.valid_rows(hidden, valid), ids[valid].unsqueeze(0)
+    places = head.ValidRows.of(valid)
+    states, ids = places.take(hidden), places.take(ids).unsqueeze(0)
     parts = [
-        rows.logp_rows(logits.unsqueeze(0), ids[:, start : start + chunk.shape[0]], _all_true(chunk), temperature)
-        for start, chunk, logits in head.chunk_logits(states, weight, bias)
+        rows.logp_rows(chunk.logits.unsqueeze(0), ids[:, chunk.window], _all_true(chunk.rows), temperature)
+        for chunk in head.chunks(states, weight, bias, states.shape[0], head.SoftCap(*softcap))
     ]
-    outputs = LogpOutputs.zeros(mask.shape, hidden)
-    head.scatter(parts, valid, outputs)
-    return outputs
+    logps, entropy, normaliser = head.gathered(parts, places, LogpOutputs.zeros(mask.shape, hidden))
+    return logps, entropy, normaliser
 
 
 @_linear_selective_logps.register_fake
@@ -57,21 +64,25 @@ def _linear_selective_logps_backward(
     grad_logps: Tensor,
     grad_entropy: Tensor | None,
     temperature: float,
+    softcap: Sequence[float],
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, ids = checked_mask_and_ids(_OP, token_ids, mask, weight.shape[0])
-    states = head.valid_rows(hidden, valid)
-    ids, entropy, normaliser, grad_logps = (x[valid].unsqueeze(0) for x in (ids, entropy, normaliser, grad_logps))
-    grad_entropy = None if grad_entropy is None else grad_entropy[valid].unsqueeze(0)
+    slopes = (grad_logps,) if grad_entropy is None else (grad_logps, grad_entropy)
+    places = head.ValidRows.of(valid, torch.stack(slopes).ne(0).any(0))
+    states = places.take(hidden)
+    ids, entropy, normaliser, grad_logps = (places.take(x).unsqueeze(0) for x in (ids, entropy, normaliser, grad_logps))
+    grad_entropy = None if grad_entropy is None else places.take(grad_entropy).unsqueeze(0)
     gradients = head.HeadGradients(states, weight, head.HeadNeeds(*needs))
-    for start, chunk, logits in head.chunk_logits(states, weight, bias):
-        window = (slice(None), slice(start, start + chunk.shape[0]))
+    learning = states[: places.num_learning]
+    for chunk in head.chunks(learning, weight, bias, places.num_learning, head.SoftCap(*softcap)):
+        window = (slice(None), chunk.window)
         saved = LogpStatistics(entropy[window], normaliser[window])
-        slopes = LogpSlopes(grad_logps[window], None if grad_entropy is None else grad_entropy[window])
-        grad = logits.unsqueeze(0)
-        rows.logp_rows_backward(grad, ids[window], _all_true(chunk), saved, slopes, temperature, grad)
-        gradients.add(start, chunk, logits)
-    return gradients.results(hidden, valid)
+        slope = LogpSlopes(grad_logps[window], None if grad_entropy is None else grad_entropy[window])
+        grad = chunk.logits.unsqueeze(0)
+        rows.logp_rows_backward(grad, ids[window], _all_true(chunk.rows), saved, slope, temperature, grad)
+        gradients.add(chunk)
+    return gradients.results(hidden, places)
 
 
 @_linear_selective_logps_backward.register_fake
@@ -80,7 +91,7 @@ def _linear_selective_logps_backward_fake(hidden: Tensor, weight: Tensor, *rest:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.temperature = inputs
+    *tensors, ctx.temperature, ctx.softcap = inputs
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[1], output[2])
@@ -92,12 +103,13 @@ def _backward(
     hidden, weight, bias, token_ids, mask, entropy, normaliser = ctx.saved_tensors
     needs = ctx.needs_input_grad[:3]
     if grad_logps is None and grad_entropy is None:
-        return (None,) * 6
+        return (None,) * 7
     slope = torch.zeros_like(entropy) if grad_logps is None else grad_logps
     grads = _linear_selective_logps_backward(
-        hidden, weight, bias, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature, needs
-    )
-    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), None, None, None)
+        hidden, weight, bias, token_ids, mask, entropy, normaliser, slope, grad_entropy, ctx.temperature, ctx.softcap,
+        needs,
+    )  # fmt: skip
+    return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), *(None,) * 4)
 
 
 _linear_selective_logps.register_autograd(_backward, setup_context=_setup_context)
@@ -105,16 +117,15 @@ _linear_selective_logps.register_autograd(_backward, setup_context=_setup_contex
 
 def masked_linear_logps(
     op: str,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    inputs: head.HeadInputs,
     token_ids: Tensor,
     mask: Tensor,
     temperature: float,
+    softcap: head.SoftCap,
 ) -> tuple[Tensor, Tensor]:
     """Differentiable log-probabilities and entropy [B, T], 0 on masked tokens, whose rows are not read."""
-    check_mask(op, mask, (hidden.shape[0], hidden.shape[1]), hidden)
-    logps, entropy, _ = _linear_selective_logps(hidden, weight, bias, token_ids, mask, float(temperature))
+    check_mask(op, mask, (inputs.hidden.shape[0], inputs.hidden.shape[1]), inputs.hidden)
+    logps, entropy, _ = _linear_selective_logps(*inputs, token_ids, mask, float(temperature), softcap)
     return logps, entropy
 
 
@@ -132,7 +143,7 @@ def linear_selective_logps(
 
     Args:
         hidden: [B, T, D] float32, bfloat16, float16 or float64; ``hidden[:, t]`` predicts ``token_ids[:, t]``.
-        weight: [V, D] of the language-model head, in the dtype of ``hidden``.
+        weight: [V, D] of the language-model head, in the dtype of ``hidden``. Under ``torch.autocast`` both are cast.
         token_ids: [B, T] int64 or int32, in [0, V).
         bias: [V] or None.
         temperature: the logits are divided by it.
@@ -147,8 +158,9 @@ def linear_selective_logps(
         TypeError: wrong dtype.
     """
     check_temperature(_OP, temperature)
-    head.check_head(_OP, hidden, weight, bias)
+    inputs = head.under_autocast(hidden, weight, bias)
+    head.check_head(_OP, *inputs)
     check_token_ids(_OP, token_ids, (hidden.shape[0], hidden.shape[1]), hidden)
     everything = torch.ones(token_ids.shape, dtype=torch.bool, device=hidden.device)
-    logps, entropy = masked_linear_logps(_OP, hidden, weight, bias, token_ids, everything, temperature)
+    logps, entropy = masked_linear_logps(_OP, inputs, token_ids, everything, temperature, head.SoftCap())
     return (logps, entropy) if with_entropy else logps

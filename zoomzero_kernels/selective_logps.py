@@ -10,13 +10,8 @@ from torch import Tensor
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import (
-    LOGITS_DTYPES,
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    check_temperature,
-)
+from zoomzero_kernels.policy.options import check_temperature
+from zoomzero_kernels.policy.tensors import LOGITS_DTYPES, LogpOutputs, LogpSlopes, LogpStatistics
 
 _OP = "selective_logps"
 

@@ -42,8 +42,9 @@ GradientRows gradient_rows(Address data, const std::array<int64_t, 2>& strides) 
   return {pointer<void>(data), strides[0], strides[1]};
 }
 
-// tokens: advantages, weights, old_logps, ref_logps; outputs: loss, logps, entropy, kl, clipped. All float32 [B, T].
-void policy_rows(const LogitRows& rows, const std::array<Address, 4>& tokens, const pybind11::tuple& options,
+// tokens: advantages, weights, old_logps, ref_logps, factors, entropy_weights; outputs: loss, logps, entropy, kl,
+// clipped. All float32 [B, T].
+void policy_rows(const LogitRows& rows, const std::array<Address, 6>& tokens, const pybind11::tuple& options,
                  const std::array<Address, 5>& outputs, const GradientRows& grad, int32_t num_threads) {
   const PolicyRows params{rows,
                           options_of(options),
@@ -51,6 +52,8 @@ void policy_rows(const LogitRows& rows, const std::array<Address, 4>& tokens, co
                           pointer<const float>(tokens[1]),
                           pointer<const float>(tokens[2]),
                           pointer<const float>(tokens[3]),
+                          pointer<const float>(tokens[4]),
+                          pointer<const float>(tokens[5]),
                           pointer<float>(outputs[0]),
                           pointer<float>(outputs[1]),
                           pointer<float>(outputs[2]),

@@ -67,56 +67,101 @@ struct PolicyTerms {
   float clipped;  // -1: from below, 1: from above, 0: not
 };
 
-// These three as in zoomzero_kernels/policy/terms.py; a NaN ratio shows in loss and derivative.
-PolicyTerms clip_terms(const PolicyOptions& options, double ratio, double advantage) {
-  const double low = 1.0 - static_cast<double>(options.clip_low);
-  const double high = 1.0 + static_cast<double>(options.clip_high);
-  const double capped = ratio > options.delta ? options.delta : ratio;
-  const double unclipped = capped * advantage;
-  const double bounded = (ratio < low ? low : ratio > high ? high : ratio) * advantage;
-  const bool takes_bounded = bounded < unclipped;
-  // Where the ratio that counts stands at a bound, it does not follow the log-probability.
-  const bool fixed = takes_bounded ? ratio < low || ratio > high : ratio > options.delta;
-  PolicyTerms terms{};
-  terms.loss = -(takes_bounded ? bounded : unclipped);
-  terms.derivative = fixed ? 0.0 : -ratio * advantage;
-  terms.clipped = advantage < 0 && capped < low ? -1.0f : advantage > 0 && capped > high ? 1.0f : 0.0f;
-  return terms;
+// What a map takes of one token; low and high are its bounds for the sign of the advantage.
+struct Token {
+  double logp;
+  double log_ratio;
+  double ratio;
+  double advantage;
+  double low;
+  double high;
+};
+
+// Loss, derivative and what is compared with the bounds.
+struct Mapped {
+  double loss;
+  double derivative;
+  double measure;
+};
+
+double bounded(double value, double low, double high) { return value < low ? low : value > high ? high : value; }
+
+// These as in zoomzero_kernels/policy/terms.py; a NaN ratio shows in loss and derivative.
+double divergence(const Token& t, Objective objective) {
+  if (t.log_ratio == 0) return 0;
+  const double p = std::exp(t.logp);
+  const double q = std::exp(t.logp - t.log_ratio);
+  if (objective == Objective::kTotalVariation) return p - q;
+  // As verl, which keeps the logarithm finite by the same 1e-8. A token that was impossible has no first term.
+  const double first = q == 0 ? 0 : -q * t.log_ratio;
+  const double kl = first + (1 - q) * std::log((1 - q + 1e-8) / (1 - p + 1e-8));
+  return p > q ? kl : p < q ? -kl : p - q;
 }
 
-PolicyTerms cispo_terms(const PolicyOptions& options, double logp, double ratio, double advantage) {
-  const bool too_high = ratio > options.clip_high;
-  PolicyTerms terms{};
-  terms.derivative = -(too_high ? options.clip_high : ratio) * advantage;
-  terms.loss = terms.derivative == 0 ? 0.0 : terms.derivative * logp;
-  terms.clipped = too_high && advantage > 0 ? 1.0f : 0.0f;
-  return terms;
+Mapped weighted(const Token& t, double factor, double measure) {
+  const double derivative = -factor * t.advantage;
+  return {derivative == 0 ? 0.0 : derivative * t.logp, derivative, measure};
 }
 
-PolicyTerms sapo_terms(const PolicyOptions& options, double ratio, double advantage) {
-  const double tau = advantage > 0 ? options.sapo_temperature_pos : options.sapo_temperature_neg;
-  const double distance = tau * (ratio - 1);
-  const double gate = 1 / (1 + std::exp(-distance));
-  PolicyTerms terms{};
-  terms.loss = -4 * gate / tau * advantage;
-  // 1 - gate without cancellation.
-  terms.derivative = -4 * gate / (1 + std::exp(distance)) * ratio * advantage;
-  return terms;
+Mapped map_of(const Token& t, const PolicyOptions& options) {
+  const auto objective = static_cast<Objective>(static_cast<int32_t>(options.objective));
+  switch (objective) {
+    case Objective::kClip: {
+      // Where the ratio stands at a bound, it does not follow the log-probability.
+      const bool fixed = t.ratio < t.low || t.ratio > t.high;
+      return {-bounded(t.ratio, t.low, t.high) * t.advantage, fixed ? 0.0 : -t.ratio * t.advantage, t.ratio};
+    }
+    case Objective::kWeighted:
+      return weighted(t, bounded(t.ratio, t.low, t.high), t.ratio);
+    case Objective::kGate: {
+      const double distance = t.low * (t.ratio - 1);
+      const double gate = 1 / (1 + std::exp(-distance));
+      // 1 - gate without cancellation.
+      const double derivative = -4 * gate / (1 + std::exp(distance)) * t.ratio * t.advantage;
+      return {-4 * gate / t.low * t.advantage, derivative, t.ratio};
+    }
+    case Objective::kTotalVariation:
+    case Objective::kBinaryKl: {
+      const double measure = divergence(t, objective);
+      const double capped = t.ratio > options.ratio_cap ? options.ratio_cap : t.ratio;
+      return weighted(t, measure < t.low || measure > t.high ? 0.0 : capped, measure);
+    }
+    case Objective::kSquare: {
+      const double gain = t.advantage == 0 ? 0.0 : t.advantage * t.logp;
+      return {t.low / 2 * t.log_ratio * t.log_ratio - gain, t.low * t.log_ratio - t.advantage, t.ratio};
+    }
+  }
+  __builtin_unreachable();
 }
 
-PolicyTerms policy_term(const PolicyOptions& options, double logp, double ratio, double advantage) {
+PolicyTerms policy_term(const Token& token, const PolicyOptions& options, double factor) {
   // Without advantage there is no policy term, whatever the ratio.
-  if (advantage == 0) return {};
-  if (options.objective == 1) return cispo_terms(options, logp, ratio, advantage);
-  if (options.objective == 2) return sapo_terms(options, ratio, advantage);
-  return clip_terms(options, ratio, advantage);
+  const bool is_square = options.objective == static_cast<float>(Objective::kSquare);
+  if (factor == 0 || (token.advantage == 0 && !is_square)) return {};
+  const Mapped mapped = map_of(token, options);
+  PolicyTerms terms{};
+  terms.loss = factor * mapped.loss;
+  terms.derivative = factor * mapped.derivative;
+  if (!(factor > 0)) return terms;
+  const bool too_low = token.advantage < 0 && mapped.measure < options.flag_low;
+  const bool too_high = token.advantage > 0 && mapped.measure > options.flag_high;
+  terms.clipped = too_low ? -1.0f : too_high ? 1.0f : 0.0f;
+  return terms;
 }
 
 PolicyTerms policy_terms(const PolicyRows& p, double logp, int64_t row) {
+  const bool positive = p.advantages[row] > 0;
+  const double log_ratio = p.old_logps == nullptr ? 0.0 : logp - p.old_logps[row];
   // Bounded, because inf * 0 would be NaN; a NaN stays one.
-  const double any_ratio = p.old_logps == nullptr ? 1.0 : std::exp(logp - p.old_logps[row]);
+  const double any_ratio = std::exp(log_ratio);
   const double ratio = any_ratio > kLargest ? kLargest : any_ratio;
-  PolicyTerms terms = policy_term(p.options, logp, ratio, p.advantages[row]);
+  const Token token{logp,
+                    log_ratio,
+                    ratio,
+                    p.advantages[row],
+                    positive ? p.options.low_pos : p.options.low_neg,
+                    positive ? p.options.high_pos : p.options.high_neg};
+  PolicyTerms terms = policy_term(token, p.options, p.factors == nullptr ? 1.0 : p.factors[row]);
   if (p.ref_logps == nullptr) return terms;
   const double delta = p.ref_logps[row] - logp;
   const double growth = std::expm1(delta);
@@ -161,9 +206,11 @@ void policy_row(const PolicyRows& p, const RowMath& math, int64_t row) {
   p.clipped[row] = terms.clipped;
   if (!wants_gradient) return;
   const double slope = terms.derivative * p.weights[row];
+  const double entropy_slope = p.entropy_weights == nullptr ? 0.0 : -p.entropy_weights[row];
   // Nothing to learn from this token: clipped, or no advantage.
-  if (slope == 0) return clear_row(p.grad, p.rows, row);
-  const RowGradient gradient{p.rows.vocab_size, p.rows.inv_temperature, statistics, p.rows.token_ids[row], slope, 0.0};
+  if (slope == 0 && entropy_slope == 0) return clear_row(p.grad, p.rows, row);
+  const RowGradient gradient{p.rows.vocab_size, p.rows.inv_temperature, statistics, p.rows.token_ids[row], slope,
+                             entropy_slope};
   math.gradient[static_cast<int32_t>(p.rows.type)](row_of(p.rows, row), gradient, row_of(p.grad, p.rows, row));
 }
 

@@ -32,28 +32,34 @@ struct GradientRows {
 };
 
 // The per-token objective: the fields of Python's PolicyOptions in their order, all numbers, so that a tuple of floats
-// fills it.
+// fills it. See Note [Maps] in zoomzero_kernels/policy/objectives.py.
 struct PolicyOptions {
   float temperature;  // of LogitRows::inv_temperature, which is rounded once from float64
+  float objective;    // an Objective
+  float low_pos;      // bounds of the objective for advantages above 0
+  float high_pos;
+  float low_neg;  // for other advantages
+  float high_neg;
+  float flag_low;   // below it counts as clipped under a negative advantage
+  float flag_high;  // above it under a positive one
+  float ratio_cap;
   float beta;
-  float clip_low;
-  float clip_high;
   float kl_clamp;     // inf: no clamp
   float unbiased_kl;  // not 0: the KL estimate is multiplied by the ratio
-  float delta;        // largest unclipped ratio, inf: no limit
-  float objective;    // 0: clip, 1: cispo, 2: sapo
-  float sapo_temperature_pos;
-  float sapo_temperature_neg;
 };
+
+enum class Objective : int32_t { kClip, kWeighted, kGate, kTotalVariation, kBinaryKl, kSquare };
 
 struct PolicyRows {
   LogitRows rows;
   PolicyOptions options;
   const float* advantages;  // [B, T]
   const float* weights;
-  const float* old_logps;  // nullptr: on-policy
-  const float* ref_logps;  // nullptr: no KL
-  float* loss;             // outputs [B, T], zeroed by the caller
+  const float* old_logps;        // nullptr: on-policy
+  const float* ref_logps;        // nullptr: no KL
+  const float* factors;          // of the policy term; nullptr: 1
+  const float* entropy_weights;  // what of each entropy is taken from the loss; nullptr: nothing
+  float* loss;                   // outputs [B, T], zeroed by the caller
   float* logps;
   float* entropy;
   float* kl;

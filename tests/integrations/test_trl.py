@@ -242,7 +242,6 @@ def test_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "vespo"}, "unsupported loss_type, got 'vespo'; use one of grpo, bnpo, dr_grpo, dapo, luspo, c"),
         ({"top_entropy_quantile": 0.5}, "the fused loss has no top_entropy_quantile"),
     ],
 )

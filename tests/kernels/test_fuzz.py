@@ -26,8 +26,7 @@ from zoomzero_kernels import (
     token_advantages,
     token_resample,
 )
-from zoomzero_kernels.policy.options import IMPORTANCE_SAMPLING_LEVELS
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.objectives import LOSS_TYPES
 from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
 
 # Rounding of results, relative to the largest: the maths is float32 (float64 for float64), gradients have the dtype.
@@ -101,11 +100,21 @@ def random_options(rng: random.Random, generator: torch.Generator, logps: Tensor
         "delta": rng.choice([None, None, 0.5, 1.1, 4.0]),
         "sapo_temperature_pos": rng.choice([1.0, 0.3]),
         "sapo_temperature_neg": rng.choice([1.05, 4.0]),
-        "loss_type": rng.choice(LOSS_TYPES),
+        "loss_type": (loss_type := rng.choice(list(LOSS_TYPES))),
         "max_completion_length": rng.choice([None, 9]),
         "num_items": num_items,
-        "importance_sampling_level": rng.choice(IMPORTANCE_SAMPLING_LEVELS),
+        "importance_sampling_level": rng.choice(LOSS_TYPES[loss_type].levels),
         "token_weights": rng.choice([None, torch.rand(logps.shape, generator=generator).round(decimals=1) * 3]),
+        "importance_sampling_ratio": rng.choice([None, None, torch.rand(logps.shape, generator=generator) * 3]),
+        "entropy_mask": rng.choice([None, None, torch.rand(logps.shape, generator=generator) < 0.5]),
+        "entropy_coef": rng.choice([0.0, 0.0, 0.2, torch.tensor(-0.1)]),
+        "off_policy_threshold": (threshold := rng.choice([None, None, None, 0.1])),
+        "sampling_logps": None if threshold is None else rng.choice([None, around(0.3)]),
+        "ratio_cap": rng.choice([20.0, 1.5]),
+        "vespo_k_pos": rng.choice([2.0, 0.5]),
+        "vespo_lambda_neg": rng.choice([2.0, 0.3]),
+        "dro_beta": rng.choice([1.0, 0.1]),
+        "loss_scale": rng.choice([1.0, 0.5, torch.tensor(0.25)]),
     }
 
 
@@ -116,7 +125,19 @@ def is_near_an_edge(logps: Tensor, mask: Tensor, options: dict[str, Any]) -> boo
     if options["importance_sampling_level"] == "sequence":
         log_ratio = log_ratio.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     bounds = [1 - options["clip_low"], 1 + options["clip_high"], options["delta"] or math.inf, options["clip_high"]]
+    bounds.append(options["ratio_cap"])
     edges = [(log_ratio - math.log(bound)).abs() for bound in bounds if 0 < bound < math.inf]
+    if options["loss_type"] in ("geo_mean", "vespo"):
+        edges += [(log_ratio - bound).abs() for bound in (-options["clip_low"], options["clip_high"], -20.0, 20.0)]
+    if options["loss_type"].startswith("dppo"):
+        p, q = logps.exp(), (logps - log_ratio).exp()
+        kl = q * -log_ratio + (1 - q) * ((1 - q + 1e-8) / (1 - p + 1e-8)).log()
+        moved = [(p - q).abs(), kl.abs()]
+        edges += [(by - options[name]).abs() for by in moved for name in ("clip_low", "clip_high")]
+    if options["off_policy_threshold"] is not None:
+        sampled = old if options["sampling_logps"] is None else options["sampling_logps"].double()
+        gap = torch.where(mask, sampled - logps, 0.0).sum(-1) / mask.sum(-1).clamp(min=1)
+        edges.append((gap - options["off_policy_threshold"]).abs())
     if options["ref_logps"] is not None and options["kl_clamp"] is not None:
         gap = torch.where(mask, options["ref_logps"].double() - logps, 0.0)
         edges.append((gap.expm1() - gap - options["kl_clamp"]).abs())
@@ -147,15 +168,17 @@ def fuzz_loss(rng: random.Random, generator: torch.Generator, make_leaves: Any, 
     dtype = rng.choice(DTYPES)
     temperature = rng.choice([1.0, 1.0, 0.6, 1.7])
     everything = (ids, torch.zeros(ids.shape), torch.ones(ids.shape, dtype=torch.bool))
-    logps = truth_of(*leaves, *everything, temperature=temperature).logps
-    options = random_options(rng, generator, logps) | {"temperature": temperature}
+    head = {"temperature": temperature, "logit_scale": rng.choice([1.0, 1.0, 0.5]), "logit_softcap": None}
+    head["logit_softcap"] = rng.choice([None, None, 5.0])
+    logps = truth_of(*leaves, *everything, **head).logps
+    options = random_options(rng, generator, logps) | head
     tokens = random_tokens(rng, generator, ids)
     if is_near_an_edge(logps, tokens[2], options):
         return
     narrow = [leaf.to(dtype) for leaf in leaves]
     truth = gradients(truth_of, leaves, tokens, options)
     plain = gradients(truth_of, narrow, tokens, options)
-    for name in ("old_logps", "ref_logps", "token_weights"):
+    for name in ("old_logps", "ref_logps", "token_weights", "importance_sampling_ratio", "sampling_logps"):
         if options[name] is not None:
             options[name] = options[name].masked_fill(~tokens[2], math.nan)
     dirty = [strided(leaf, rng) for leaf in narrow]

@@ -10,7 +10,8 @@ import torch
 from support.grpo_cases import make_case
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, linear_selective_logps, token_advantages
-from zoomzero_kernels.policy.options import PolicyOptions, PolicyTensors
+from zoomzero_kernels.policy.objectives import PolicyOptions
+from zoomzero_kernels.policy.tensors import PolicyTensors
 
 META = {"device": "meta"}
 
@@ -114,8 +115,8 @@ def test_a_gradient_that_was_not_stored_is_missed() -> None:
     case = make_case()
     weights = case.mask.float() / case.mask.sum()
     logits = case.logits.float().requires_grad_()
-    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, None, None)
-    loss = torch.ops.zoomzero.grpo_loss(logits, *tensors, PolicyOptions(), False)[0]
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights)
+    loss = torch.ops.zoomzero.grpo_loss(logits, tensors, PolicyOptions(), False)[0]
     with pytest.raises(RuntimeError, match="grpo_loss: the op stored no gradient, got needs_grad=False"):
         loss.backward()
 

@@ -13,8 +13,8 @@ from support.places import GOLDEN
 from torch import Tensor
 
 from zoomzero_kernels import grpo_loss, reference
-from zoomzero_kernels.policy.options import PolicyOptions, PolicyTensors
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.objectives import LOSS_TYPES, PolicyOptions
+from zoomzero_kernels.policy.tensors import PolicyTensors
 
 EPSILON = {torch.float32: 1e-6, torch.bfloat16: 2e-4, torch.float16: 2e-4, torch.float64: 1e-12}
 
@@ -68,14 +68,60 @@ def options_of(case: Case, name: str) -> dict[str, Any]:
         "high_bound": {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "clip_high": 1.1},
         "gates": {"old_logps": case.old_logps, "sapo_temperature_pos": 0.5, "sapo_temperature_neg": 3.0},
         "wide_clip": {"old_logps": case.old_logps - 2, "clip_low": 0.0, "clip_high": 5.0},
+        # Divergences on both sides of the trust region, and a factor at its cap.
+        "trust_region": {"old_logps": case.old_logps, "clip_low": 0.01, "clip_high": 0.02, "ratio_cap": 1.2},
+        "penalty": {"old_logps": case.old_logps, "dro_beta": 0.3, "token_weights": case.old_logps.abs().round() / 3},
+        "entropy": {"old_logps": case.old_logps, "entropy_coef": 0.3},
+        "sequence_entropy": {
+            "old_logps": case.old_logps,
+            "entropy_coef": torch.tensor(-0.2),
+            "importance_sampling_level": "sequence",
+        },
+        "entropy_mask": {
+            "old_logps": case.old_logps,
+            "ref_logps": case.ref_logps,
+            "beta": 0.1,
+            "entropy_coef": 0.3,
+            "entropy_mask": case.old_logps > case.old_logps.median(),
+        },
+        "sampler": {
+            "old_logps": case.old_logps,
+            "importance_sampling_ratio": (case.ref_logps - case.old_logps).exp().clamp(max=2.0),
+        },
+        "sampler_of_sequences": {
+            "old_logps": case.old_logps,
+            "token_weights": case.old_logps.abs().round() / 3,
+            "importance_sampling_ratio": torch.tensor([[0.5], [0.0], [1.5]]),
+        },
+        "off_policy_mask": {"old_logps": case.old_logps - 0.1, "off_policy_threshold": 0.0},
+        "sampled_far_away": {
+            "old_logps": case.old_logps,
+            "sampling_logps": case.ref_logps.masked_fill(case.ref_logps > -3, math.nan),
+            "off_policy_threshold": 0.1,
+        },
+        "cap": {"old_logps": case.old_logps, "logit_softcap": 3.0, "logit_scale": 0.8, "temperature": 0.7},
+        "scale": {"old_logps": case.old_logps, "logit_scale": 1.2, "temperature": 0.7},
+        "loss_scale": {"old_logps": case.old_logps, "entropy_coef": 0.3, "loss_scale": 0.25},
+        "vespo": {
+            "old_logps": case.old_logps,
+            "vespo_k_pos": 1.0,
+            "vespo_lambda_pos": 0.5,
+            "vespo_k_neg": 0.5,
+            "vespo_lambda_neg": 1.5,
+        },
     }[name]
 
 
 OPTION_NAMES = (
     "on_policy", "off_policy", "kl", "clamped_kl", "temperature", "sequence", "unbiased_kl", "unbiased_on_policy",
     "unbiased_sequence", "wide_clip", "delta", "low_delta", "sequence_delta", "weights", "high_bound",
-    "gates",
+    "gates", "trust_region", "penalty", "entropy", "sequence_entropy", "entropy_mask", "sampler",
+    "sampler_of_sequences", "off_policy_mask", "sampled_far_away", "cap", "scale", "loss_scale", "vespo",
 )  # fmt: skip
+
+
+def is_defined(loss_type: str, options: dict[str, Any]) -> bool:
+    return options.get("importance_sampling_level", "token") in LOSS_TYPES[loss_type].levels
 
 
 # Loss types only change the weights of tokens and options only their terms, so crossing both in float64 covers their
@@ -85,13 +131,17 @@ OPTION_NAMES = (
     [
         *itertools.product([torch.float64], LOSS_TYPES, OPTION_NAMES),
         *itertools.product([torch.float32, torch.bfloat16, torch.float16], ["dapo"], OPTION_NAMES),
-        *itertools.product([torch.float32], ["cispo", "sapo"], OPTION_NAMES),
+        *itertools.product([torch.float32], ["cispo", "sapo", "dppo_tv", "dppo_kl", "dro"], OPTION_NAMES),
         (torch.float32, "grpo", "kl"),
     ],
 )
 def test_matches_float64_truth(dtype: torch.dtype, loss_type: str, name: str) -> None:
     case = make_case()
     options = {**options_of(case, name), "loss_type": loss_type, "max_completion_length": 9}
+    if not is_defined(loss_type, options):
+        with pytest.raises(ValueError, match=f"loss_type '{loss_type}' must have importance_sampling_level 'token'"):
+            grpo_loss(case.logits, *case.tokens, **options)
+        return
     truth, truth_grad = with_gradient(reference.grpo_loss, case.logits, *case.tokens, upstream=1.7, **options)
     plain, plain_grad = with_gradient(reference.grpo_loss, case.logits.to(dtype), *case.tokens, upstream=1.7, **options)
     ours, grad = with_gradient(grpo_loss, case.logits.to(dtype), *case.tokens, upstream=1.7, **options)
@@ -169,9 +219,12 @@ def test_masked_garbage_does_not_leak(garbage: float, level: str) -> None:
 def test_all_masked_is_zero(loss_type: str, level: str) -> None:
     case = make_case()
     options = {"loss_type": loss_type, "importance_sampling_level": level, "ref_logps": case.ref_logps, "beta": 0.1}
+    options["entropy_coef"] = 0.1
+    if not is_defined(loss_type, options):
+        return
     nothing = torch.zeros_like(case.mask)
     ours, grad = with_gradient(grpo_loss, case.logits.float(), case.token_ids, case.advantages, nothing, **options)
-    assert [value.abs().max().item() for value in ours] == [0.0] * 7
+    assert [value.abs().max().item() for value in ours] == [0.0] * 8
     assert torch.equal(grad, torch.zeros_like(grad))
 
 
@@ -290,7 +343,7 @@ def test_metrics_do_not_need_gradients() -> None:
         output = grpo_loss(case.logits.float().requires_grad_(), *case.tokens)
     assert not any(value.requires_grad for value in output)
     output = grpo_loss(case.logits.float().requires_grad_(), *case.tokens)
-    assert [value.requires_grad for value in output] == [True] + [False] * 6
+    assert [value.requires_grad for value in output] == [True] + [False] * 7
 
 
 def test_empty_batch() -> None:
@@ -308,8 +361,8 @@ def test_opcheck_and_compile() -> None:
     weights = case.mask.float() / case.mask.sum()
     tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
     options = PolicyOptions(beta=0.1, unbiased_kl=1.0)
-    torch.library.opcheck(torch.ops.zoomzero.grpo_loss.default, (logits, *tensors, options, True))
-    torch.library.opcheck(torch.ops.zoomzero.grpo_loss_.default, (case.logits.float(), *tensors, options))
+    torch.library.opcheck(torch.ops.zoomzero.grpo_loss.default, (logits, tensors, options, True))
+    torch.library.opcheck(torch.ops.zoomzero.grpo_loss_.default, (case.logits.float(), tensors, options))
 
     def step(logits: Tensor, inplace: bool) -> Tensor:
         output = grpo_loss(logits * 1, *case.tokens, old_logps=case.old_logps, inplace=inplace)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from zoomzero_kernels import grpo_loss, linear_grpo_loss, reference
 from zoomzero_kernels.policy import head, rows
-from zoomzero_kernels.policy.options import PolicyOptions, PolicyTensors
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.objectives import LOSS_TYPES, PolicyOptions
+from zoomzero_kernels.policy.tensors import PolicyTensors
 
 EPSILON = {torch.float64: 1e-11, torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -43,7 +43,7 @@ def run(
 def test_matches_float64_truth(
     dtype: torch.dtype, with_bias: bool, level: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size, like: chunk)
     case = make_case(4, 5, 37)
     parameters = make_parameters(case)
     options = {"old_logps": case.old_logps, "ref_logps": case.ref_logps, "beta": 0.1, "temperature": 0.9}
@@ -114,10 +114,10 @@ def test_frozen_head_gets_no_gradient() -> None:
 
 
 def test_a_chunk_is_a_twelfth_of_the_logits() -> None:
-    assert head.rows_per_chunk(1024, 151936) == 86
+    assert head.rows_per_chunk(1024, 151936, torch.empty(0)) == 86
     # A small vocabulary is done at once; one row is the least.
-    assert head.rows_per_chunk(512, 300) >= 512
-    assert head.rows_per_chunk(1, 10**9) == 1
+    assert head.rows_per_chunk(512, 300, torch.empty(0)) >= 512
+    assert head.rows_per_chunk(1, 10**9, torch.empty(0)) == 1
 
 
 def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +142,7 @@ def test_opcheck_and_compile() -> None:
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters(case))
     weights = case.mask.float() / case.mask.sum()
     tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, None, case.ref_logps)
-    arguments = (hidden, weight, bias, *tensors, PolicyOptions(beta=0.1, unbiased_kl=1.0), [True, True, True])
+    arguments = (hidden, weight, bias, tensors, PolicyOptions(beta=0.1, unbiased_kl=1.0), [1.0, 0.0], [True] * 3)
     torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, arguments)
 
     def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def run(function: Any, parameters: list[Tensor], token_ids: Tensor, with_bias: b
 def test_matches_float64_truth(
     dtype: torch.dtype, with_bias: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size, like: chunk)
     case, parameters = make_case(), make_parameters()
     truth = run(reference.linear_selective_logps, parameters, case.token_ids, with_bias)
     narrow = [tensor.to(dtype) for tensor in parameters]
@@ -60,7 +60,7 @@ def test_gradcheck() -> None:
 def test_opcheck_and_compile() -> None:
     case = make_case()
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters())
-    arguments = (hidden, weight, bias, case.token_ids, case.mask, 0.9)
+    arguments = (hidden, weight, bias, case.token_ids, case.mask, 0.9, [1.0, 0.0])
     torch.library.opcheck(torch.ops.zoomzero.linear_selective_logps.default, arguments)
 
     def total(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from support.grpo_cases import make_case
 from torch import Tensor
 
 from zoomzero_kernels import grpo_loss, reference
-from zoomzero_kernels.policy.options import PolicyOptions
+from zoomzero_kernels.policy.objectives import PolicyOptions
+from zoomzero_kernels.policy.tensors import PolicyTensors
 from zoomzero_kernels.policy.terms import policy_terms
 
 
@@ -28,7 +29,9 @@ def test_slope_of_the_kl_term(delta: float, kl_clamp: float, unbiased: bool) -> 
     (0.1 * kl).backward()
     options = PolicyOptions(beta=0.1, kl_clamp=kl_clamp, unbiased_kl=float(unbiased))
     narrow = logp.detach().float()
-    terms = policy_terms(narrow, narrow - old.float(), torch.zeros(()), ref.float(), options)
+    one = torch.ones(())
+    tokens = PolicyTensors(one, one, torch.zeros(()), one, ref_logps=ref.float())
+    terms = policy_terms(narrow, narrow - old.float(), tokens, options)
     assert logp.grad is not None
     torch.testing.assert_close(terms.slope.double(), logp.grad, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(terms.kl.double(), kl.detach(), rtol=1e-5, atol=1e-9)

@@ -23,14 +23,9 @@ from triton.backends.compiler import GPUTarget
 
 from zoomzero_kernels import grpo_loss, token_advantages
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import (
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    PolicyOptions,
-    PolicyTensors,
-    RowOutputs,
-)
+from zoomzero_kernels.policy.objectives import PolicyOptions, row_options
+from zoomzero_kernels.policy.options import checked_options
+from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 from zoomzero_kernels.triton_kernels.policy_rows import (
     logp_rows_backward_kernel,
     logp_rows_kernel,
@@ -69,21 +64,27 @@ def test_policy_rows_ptx(
     case.mask[1, 2] = False
     logits = case.logits.to(dtype)
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    # One objective for each capability: the branches are those of every row.
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, objective={80: 0.0, 90: 1.0, 120: 2.0}[capability])
-    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
+    # One loss type for each capability: the branches are those of every row.
+    loss_type = {80: "dapo", 90: "dppo_kl", 120: "sapo"}[capability]
+    given = checked_options("grpo_loss", {"loss_type": loss_type, "temperature": 0.7, "beta": 0.1, "kl_clamp": 5.0})
+    options = row_options(given)
+    tensors = PolicyTensors(
+        case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps, weights + 0.1, weights / 9
+    )
     expected_grad = torch.empty_like(logits)
     expected = rows.policy_rows(logits, tensors, options, expected_grad)
     inputs = (case.token_ids, case.mask.view(torch.uint8), *tensors[2:])
     numbers = (1 / 0.7, *options[1:])
+    together = 16 // logits.element_size() if aligned else 1
     for order in (0, 1, 2):
         for target in (torch.full_like(logits, math.nan), logits.clone()):
             outputs = RowOutputs.zeros((2, 3), logits)
             source = target if not target.isnan().any() else logits
             run_ptx(
                 policy_rows_kernel, (6,), source, *inputs, *outputs, target,
-                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 1, 1, 1,
-                ALIGNED=aligned, BLOCK=block, num_warps=max(1, block // 256), cc=capability, order=order,
+                *source.stride()[:2], *target.stride()[:2], 3, vocab, *numbers, 1, 1, 1, 1, 1,
+                ALIGNED=aligned, BLOCK=block, TOGETHER=together, num_warps=max(1, block // 256), cc=capability,
+                order=order,
             )  # fmt: skip
             for got, want in zip(outputs, expected, strict=True):
                 torch.testing.assert_close(got, want, rtol=2e-5, atol=2e-5)
@@ -99,7 +100,7 @@ def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
     expected = rows.logp_rows(logits, case.token_ids, case.mask, 0.7)
     results = LogpOutputs.zeros((2, 3), logits)
     strides = logits.stride()[:2]
-    options = {"ALIGNED": False, "BLOCK": 128, "num_warps": 4, "cc": capability}
+    options = {"ALIGNED": False, "BLOCK": 128, "TOGETHER": 1, "num_warps": 4, "cc": capability}
     run_ptx(
         logp_rows_kernel, (6,), logits, case.token_ids, mask, *results, *strides, 3, 101, 1 / 0.7,
         **options,
@@ -181,7 +182,7 @@ def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(triton.runtime.driver, "_active", FakeDriver())
     kernel = policy_rows_kernel
     kernel.device_caches.clear()
-    constants = {"ALIGNED": False, "BLOCK": 8192, "num_warps": 32, "grid": (1,)}
+    constants = {"ALIGNED": False, "BLOCK": 8192, "TOGETHER": 1, "num_warps": 32, "grid": (1,)}
     logits, ids, mask = (torch.zeros(64, dtype=dtype) for dtype in (torch.bfloat16, torch.int64, torch.uint8))
     values = torch.zeros(65)
     for length in (1, 2, 16, 33, 512, 4096, 70000):
@@ -190,8 +191,8 @@ def test_no_recompilation_for_new_lengths(monkeypatch: pytest.MonkeyPatch) -> No
             # Values of one token are read one by one: their alignment must not count either.
             value = values[batch:]
             kernel.warmup(
-                logits, ids, mask, *[value] * 9, logits, *strides, *strides, length, 151936, *PolicyOptions(),
-                batch % 2, 0, 1, **constants,
+                logits, ids, mask, *[value] * 11, logits, *strides, *strides, length, 151936, *PolicyOptions(),
+                batch % 2, 0, 1, 1, 1, **constants,
             )  # fmt: skip
     assert len(kernel.device_caches[0][0]) == 1
 

@@ -145,10 +145,10 @@ void check_policy_rows(ElementType type, size_t vocab, int32_t num_threads) {
   PolicyRows params{};
   params.rows = c.rows;
   params.options.beta = 0.1f;
-  params.options.clip_low = 0.2f;
-  params.options.clip_high = 0.3f;
-  params.options.kl_clamp = INFINITY;
-  params.options.delta = INFINITY;
+  params.options.kl_clamp = params.options.high_neg = INFINITY;
+  params.options.low_pos = -INFINITY;
+  params.options.low_neg = params.options.flag_low = 1.0f - 0.2f;
+  params.options.high_pos = params.options.flag_high = 1.0f + 0.3f;
   params.advantages = advantages.data();
   params.weights = weights.data();
   params.old_logps = old_logps.data();

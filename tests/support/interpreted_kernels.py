@@ -6,6 +6,7 @@ The interpreter must be chosen before Triton is imported, hence a process of its
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -21,15 +22,9 @@ from zoomzero_kernels import (
     token_advantages,
 )
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import (
-    OBJECTIVES,
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    PolicyOptions,
-    PolicyTensors,
-    RowOutputs,
-)
+from zoomzero_kernels.policy.objectives import PolicyOptions, row_options
+from zoomzero_kernels.policy.options import checked_options
+from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 from zoomzero_kernels.triton_kernels.launch import run
 from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
@@ -47,16 +42,20 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize("given", [(False, False), (True, True)], ids=str)
 @pytest.mark.parametrize(
-    "objective",
+    "given_options",
     [
         {},
-        {"unbiased_kl": 1.0, "delta": 1.1},
-        {"objective": OBJECTIVES["cispo"], "clip_high": 1.1},
-        {"objective": OBJECTIVES["sapo"], "sapo_temperature_neg": 3.0},
+        {"unbiased_kl": True, "delta": 1.1},
+        {"loss_type": "cispo", "clip_high": 1.1},
+        {"loss_type": "sapo", "sapo_temperature_neg": 3.0},
+        {"loss_type": "dppo_tv", "clip_low": 0.01, "clip_high": 0.02, "ratio_cap": 1.2},
+        {"loss_type": "dppo_kl", "clip_low": 0.01, "clip_high": 0.02},
+        {"loss_type": "dro", "dro_beta": 0.3},
+        {"loss_type": "gpg"},
     ],
     ids=str,
 )
-def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], objective: dict[str, float]) -> None:
+def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], given_options: Any) -> None:
     case = make_case(2, 4, vocab)
     logits = case.logits.to(dtype)
     logits[0, 0] *= 100
@@ -64,8 +63,11 @@ def test_policy_rows(vocab: int, dtype: torch.dtype, given: tuple[bool, bool], o
     logits[~case.mask] = math.nan
     weights = torch.rand(2, 4, generator=torch.Generator().manual_seed(0))
     old, ref = (tensor if flag else None for tensor, flag in zip((case.old_logps, case.ref_logps), given, strict=True))
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, **objective)
-    arguments = (PolicyTensors(case.token_ids, case.mask, case.advantages, weights, old, ref), options)
+    options = {"temperature": 0.7, "beta": 0.1, "kl_clamp": 5.0, **given_options}
+    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, old, ref)
+    if all(given):
+        tensors = tensors._replace(factors=(weights - 0.2).clamp(min=0), entropy_weights=weights / 9)
+    arguments = (tensors, row_options(checked_options("grpo_loss", options)))
     expected_grad = torch.empty_like(logits)
     expected = rows.policy_rows(logits, *arguments, expected_grad)
     outputs = RowOutputs.zeros((2, 4), logits)

@@ -11,14 +11,9 @@ from torch import Tensor
 
 from zoomzero_kernels import token_advantages
 from zoomzero_kernels.policy import rows
-from zoomzero_kernels.policy.options import (
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    PolicyOptions,
-    PolicyTensors,
-    RowOutputs,
-)
+from zoomzero_kernels.policy.objectives import row_options
+from zoomzero_kernels.policy.options import checked_options
+from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 from zoomzero_kernels.triton_kernels.launch import Launch
 from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
@@ -48,8 +43,12 @@ def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
     logits = case.logits.to(dtype)
     tolerance = ROUNDING[dtype]
     weights = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
-    options = PolicyOptions(temperature=0.7, beta=0.1, kl_clamp=5.0, unbiased_kl=1.0, delta=1.1)
-    tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps)
+    options = row_options(
+        checked_options("grpo_loss", {"temperature": 0.7, "beta": 0.1, "unbiased_kl": True, "delta": 1.1})
+    )
+    tensors = PolicyTensors(
+        case.token_ids, case.mask, case.advantages, weights, case.old_logps, case.ref_logps, weights + 0.1, weights / 9
+    )
     truth_grad, grad = torch.empty_like(logits), torch.full_like(logits, torch.nan)
     truth = rows.policy_rows(logits, tensors, options, truth_grad)
     outputs = RowOutputs.zeros((2, 3), logits)

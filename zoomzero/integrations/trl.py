@@ -17,7 +17,7 @@ from torch import Tensor
 from zoomzero.integrations.trl_hooks import require_hooks
 from zoomzero.models.head import HeadProbe
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
-from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES, LOSS_TYPES
+from zoomzero_kernels.policy.objectives import ITEM_LOSS_TYPES, LOSS_TYPES
 
 # What TRL feeds to the model beside ids and mask, for text and for images with one tensor a batch.
 _MODEL_INPUTS = (

@@ -10,7 +10,7 @@ from zoomzero.limits import TIME_LIMIT_SECONDS
 from zoomzero.rewards import credit_matrix
 from zoomzero.skipping import check_skipped_fraction
 from zoomzero.training.settings import CREDITS, ZOOM_SCORERS, TrainingSettings
-from zoomzero_kernels.policy.weights import LOSS_TYPES
+from zoomzero_kernels.policy.objectives import LOSS_TYPES
 from zoomzero_kernels.token_advantages import NORMALIZATIONS
 
 AT_LEAST_ONE = (

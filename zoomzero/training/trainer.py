@@ -38,7 +38,7 @@ from zoomzero.training.sampler import vllm_sampler
 from zoomzero.training.segments import NO_SEGMENT_SUMS, segment_metrics, segment_sums
 from zoomzero.training.sharding import RolloutPolicy, settle_sharding
 from zoomzero.training.trl_contract import REMEDY, require_attributes, require_hooks
-from zoomzero_kernels.policy.weights import ITEM_LOSS_TYPES
+from zoomzero_kernels.policy.objectives import ITEM_LOSS_TYPES
 
 # TRL passes a batch between its hooks as a dictionary; ours has the one entry "groups".
 Batch = dict[str, Any]

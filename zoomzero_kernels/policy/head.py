@@ -1,8 +1,12 @@
 """Logits of a language-model head in chunks of tokens, and the gradients that flow back through it.
 
 Note [Chunk size]: a chunk of n rows holds n * V logits. Every chunk reads the weight [V, D] once or twice and, if the
-weight is trained, reads and writes its gradient once, so few large chunks are faster; memory wants small ones. A
-twelfth of the valid rows keeps the logits within 1/12 of the full tensor; a small vocabulary is done in one chunk.
+weight is trained, reads and writes its gradient once, so few large chunks are faster; memory wants small ones. On the
+CPU a twelfth of the valid rows keeps the logits within 1/12 of the full tensor; a small vocabulary is done at once. On
+a GPU fewer than 2,048 rows leave the matmuls waiting for the weight, and more than a gigabyte gains nothing.
+
+Note [Silent rows]: a token of advantage 0, say, has results and no gradient. Rows that are known to have none come last
+and in chunks of their own, for which neither of the backward matmuls is done.
 """
 
 from __future__ import annotations
@@ -14,11 +18,14 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels.checks import check_device, describe
-from zoomzero_kernels.policy.options import LOGITS_DTYPES
+from zoomzero_kernels.policy.tensors import LOGITS_DTYPES
 
 _CHUNK_SHARE = 12
 # Below this many logits (16 MiB of float32) a chunk is not worth splitting.
 _SMALL_CHUNK_ELEMENTS = 1 << 22
+_CUDA_CHUNK_BYTES = 1 << 30
+_CUDA_ROWS = (2048, 4096)
+_HALVES = (torch.bfloat16, torch.float16)
 
 
 def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -42,41 +49,117 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> 
         check_device(op, name, tensor, hidden)
 
 
-def rows_per_chunk(num_rows: int, vocab_size: int) -> int:
-    """Rows of logits to hold at a time; see Note [Chunk size]."""
+class HeadInputs(NamedTuple):
+    """A head as the ops multiply with it: hidden [B, T, D], weight [V, D], bias [V] or None."""
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
+def under_autocast(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> HeadInputs:
+    """The head in the dtype in which torch.autocast, where it is on, would multiply; gradients go through the cast."""
+    device = hidden.device.type
+    inputs = HeadInputs(hidden, weight, bias)
+    if not torch.is_autocast_enabled(device) or torch.float64 in (hidden.dtype, weight.dtype):
+        return inputs
+    dtype = torch.get_autocast_dtype(device)
+    return HeadInputs(*(None if x is None else x.to(dtype) for x in inputs))  # type: ignore[arg-type]
+
+
+class SoftCap(NamedTuple):
+    """``cap * tanh(logits * scale / cap)`` of the logits; a cap of 0 stands for none."""
+
+    scale: float = 1.0
+    cap: float = 0.0
+
+    def apply(self, logits: Tensor) -> Tensor | None:
+        """Cap in place; returns the derivative, None for no cap."""
+        if self.cap == 0:
+            return None
+        logits.mul_(self.scale / self.cap).tanh_()
+        slope = (1 - logits.square()).mul_(self.scale)
+        logits.mul_(self.cap)
+        return slope
+
+
+def rows_per_chunk(num_rows: int, vocab_size: int, like: Tensor) -> int:
+    """Rows of logits, of the dtype and device of ``like``, to hold at a time; see Note [Chunk size]."""
+    if like.device.type == "cuda":
+        least, most = _CUDA_ROWS
+        return min(most, max(least, _CUDA_CHUNK_BYTES // (vocab_size * like.element_size()) // 256 * 256))
     return max(1, -(-num_rows // _CHUNK_SHARE), _SMALL_CHUNK_ELEMENTS // vocab_size)
 
 
-def chunk_logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (start, rows [n, D], logits [n, V]) over hidden rows [N, D].
+class ValidRows(NamedTuple):
+    """Which tokens of [B, T] have rows, in which order.
 
-    The logits may be overwritten, and are, by the next chunk.
+    places: their indices [N] into B * T, None for all of them in order.
+    num_learning: how many of them, the first, may have a gradient: see Note [Silent rows].
     """
-    size = rows_per_chunk(rows.shape[0], weight.shape[0])
-    buffer = rows.new_empty((min(size, rows.shape[0]), weight.shape[0]))
-    for start in range(0, rows.shape[0], size):
-        chunk = rows[start : start + size]
-        logits = torch.mm(chunk, weight.t(), out=buffer[: chunk.shape[0]])
-        if bias is not None:
-            logits += bias
-        yield start, chunk, logits
+
+    places: Tensor | None
+    num_learning: int
+
+    @classmethod
+    def of(cls, valid: Tensor, learning: Tensor | None = None) -> ValidRows:
+        """Of a mask [B, T] and of the tokens that may have a gradient, None for all. The one wait for a GPU."""
+        if valid.device.type == "cpu" and bool(valid.all()) and (learning is None or bool(learning.all())):
+            return cls(None, valid.numel())
+        first = (valid if learning is None else valid & learning).flatten().nonzero().squeeze(-1)
+        if learning is None:
+            return cls(first, first.shape[0])
+        last = (valid & ~learning).flatten().nonzero().squeeze(-1)
+        return cls(torch.cat([first, last]), first.shape[0])
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Rows [N, ...] of a tensor [B, T, ...]."""
+        flat = tensor.reshape(-1, *tensor.shape[2:])
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def spread(self, rows: Tensor, shape: Sequence[int]) -> Tensor:
+        """Rows [N, ...] in their places of [B, T, ...], 0 elsewhere; the same memory if all have one."""
+        if self.places is None:
+            return rows.view(shape)
+        spread = rows.new_zeros(shape)
+        spread.view(-1, *shape[2:]).index_copy_(0, self.places, rows)
+        return spread
 
 
-def valid_rows(hidden: Tensor, valid: Tensor) -> Tensor:
-    """Hidden states [N, D] of the valid tokens of [B, T, D].
+class Chunk(NamedTuple):
+    """Some rows and their logits [n, V], which may be overwritten; silent: no gradient is needed of them.
 
-    Where all are valid no copy is made, if that can be seen: on a GPU the look would wait for it.
+    slope: derivative of the logits in what the head made, None for 1.
     """
-    if valid.device.type == "cpu" and bool(valid.all()):
-        return hidden.reshape(-1, hidden.shape[2])
-    return hidden[valid]
+
+    window: slice
+    rows: Tensor
+    logits: Tensor
+    silent: bool
+    slope: Tensor | None
 
 
-def scatter(parts: Sequence[Sequence[Tensor]], valid: Tensor, outputs: Sequence[Tensor]) -> None:
-    """Put the results [1, n, ...] of chunks of valid tokens in their places of the outputs [B, T, ...]."""
-    for index, output in enumerate(outputs):
-        if parts:
-            output[valid] = torch.cat([part[index] for part in parts], dim=1).squeeze(0)
+def chunks(rows: Tensor, weight: Tensor, bias: Tensor | None, num_learning: int, cap: SoftCap) -> Iterator[Chunk]:
+    """Chunks over hidden rows [N, D]; the next one takes the memory of its logits."""
+    num_rows = rows.shape[0]
+    size = rows_per_chunk(num_rows, weight.shape[0], weight)
+    buffer = rows.new_empty((min(size, num_rows), weight.shape[0]))
+    for first, end in ((0, num_learning), (num_learning, num_rows)):
+        for start in range(first, end, size):
+            window = slice(start, min(start + size, end))
+            chunk = rows[window]
+            logits = torch.mm(chunk, weight.t(), out=buffer[: chunk.shape[0]])
+            if bias is not None:
+                logits += bias
+            yield Chunk(window, chunk, logits, start >= num_learning, cap.apply(logits))
+
+
+def gathered(parts: Sequence[Sequence[Tensor]], rows: ValidRows, empty: Sequence[Tensor]) -> list[Tensor]:
+    """The results [1, n, ...] of chunks of valid tokens in their places of [B, T, ...]; ``empty`` without chunks."""
+    if not parts:
+        return list(empty)
+    columns = (torch.cat(column, dim=1).squeeze(0) for column in zip(*parts, strict=True))
+    return [rows.spread(column, like.shape) for column, like in zip(columns, empty, strict=True)]
 
 
 class HeadNeeds(NamedTuple):
@@ -103,44 +186,49 @@ class HeadGradients:
     """
 
     def __init__(self, rows: Tensor, weight: Tensor, needs: HeadNeeds) -> None:
-        wide = torch.float32 if weight.dtype in (torch.bfloat16, torch.float16) else weight.dtype
+        wide = torch.float32 if weight.dtype in _HALVES else weight.dtype
         self._weight = weight
         self._started = False
         self.hidden = torch.empty_like(rows) if needs.hidden else None
         self.weight = torch.empty(weight.shape, dtype=wide, device=weight.device) if needs.weight else None
         self.bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs.bias else None
 
-    def add(self, start: int, rows: Tensor, grad_logits: Tensor) -> None:
-        """Take the gradient [n, V] of the logits of hidden rows [n, D] that begin at ``start``."""
+    def add(self, chunk: Chunk) -> None:
+        """Take the gradient of the logits of a chunk, which stands in their place."""
+        grad_logits = chunk.logits if chunk.slope is None else chunk.logits.mul_(chunk.slope)
         if self.hidden is not None:
-            torch.mm(grad_logits, self._weight, out=self.hidden[start : start + rows.shape[0]])
+            torch.mm(grad_logits, self._weight, out=self.hidden[chunk.window])
         if self.weight is not None:
-            self._add_weight(rows, grad_logits)
+            self._add_weight(chunk.rows, grad_logits)
         if self.bias is not None:
             self.bias += grad_logits.sum(0, dtype=self.bias.dtype)
 
     def _add_weight(self, rows: Tensor, grad_logits: Tensor) -> None:
         assert self.weight is not None
         left, right = grad_logits.t(), rows
-        if self.weight.dtype != rows.dtype:
-            left, right = left.to(self.weight.dtype), right.to(self.weight.dtype)
-        if self._started:
-            self.weight.addmm_(left, right)
+        if rows.is_cuda and rows.dtype in _HALVES:
+            # Products of 16-bit numbers are exact in float32: the tensor cores sum what a matmul in float32 would.
+            if self._started:
+                torch.addmm(self.weight, left, right, out_dtype=torch.float32, out=self.weight)
+            else:
+                torch.mm(left, right, out_dtype=torch.float32, out=self.weight)
         else:
-            torch.mm(left, right, out=self.weight)
+            if self.weight.dtype != rows.dtype:
+                left, right = left.to(self.weight.dtype), right.to(self.weight.dtype)
+            if self._started:
+                self.weight.addmm_(left, right)
+            else:
+                torch.mm(left, right, out=self.weight)
         self._started = True
 
-    def results(self, hidden: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def results(self, hidden: Tensor, rows: ValidRows) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of hidden [B, T, D], weight [V, D] and bias [V] in their dtypes; empty where not wanted."""
         if self.weight is not None and not self._started:
             self.weight.zero_()
         grad_hidden = hidden.new_empty(0)
         if self.hidden is not None:
-            if self.hidden.shape[0] == valid.numel():
-                grad_hidden = self.hidden.view(hidden.shape)
-            else:
-                grad_hidden = torch.zeros_like(hidden, memory_format=torch.contiguous_format)
-                grad_hidden[valid] = self.hidden
+            self.hidden[rows.num_learning :] = 0
+            grad_hidden = rows.spread(self.hidden, hidden.shape)
         grad_weight = hidden.new_empty(0) if self.weight is None else self.weight.to(self._weight.dtype)
         grad_bias = hidden.new_empty(0) if self.bias is None else self.bias.to(self._weight.dtype)
         return grad_hidden, grad_weight, grad_bias

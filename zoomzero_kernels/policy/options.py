@@ -1,153 +1,302 @@
-"""What the policy losses share: options, inputs and outputs by token, and the checks of their arguments."""
+"""The options of the policy losses: one table, of which arguments, documentation, defaults and checks are made.
+
+An option is one entry of LossOptions. What the kernels see of it is decided in objectives.py.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import textwrap
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypedDict, TypeVar, cast, get_type_hints
 
-import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import (
-    check_device,
-    check_mask,
-    check_token_ids,
-    check_token_tensor,
-    describe,
-    values_are_checked,
-)
-from zoomzero_kernels.policy.weights import Normaliser, check_normaliser, token_weights
+from zoomzero_kernels.checks import describe
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
-# Maps from the ratio to the loss of a token, as numbers for the kernels; 0 is the clipped one of all other loss types.
-OBJECTIVES = {"cispo": 1.0, "sapo": 2.0}
-LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
-class GRPOLossOutput(NamedTuple):
-    """Loss and its by-products; only ``loss`` is differentiable.
+class Range(NamedTuple):
+    """Numbers that an option may be: in words, and whether a number is one of them."""
 
-    loss: scalar, normalised as ``loss_type`` says.
-    logps, entropy: [B, T] of the policy at ``temperature``, detached, 0 on masked tokens.
-    kl: scalar, mean over valid tokens of the KL estimate, 0 without ``ref_logps``.
-    clip_fraction: scalar, share of the valid tokens whose ratio was clipped, on the side of their advantage.
-    clip_low_fraction, clip_high_fraction: scalars, its parts: clipped from below under a negative advantage, from above
-        under a positive one.
+    text: str
+    # Comparisons, not math.isfinite, which torch.compile cannot trace for a symbolic number.
+    fits: Callable[[float], bool]
+
+
+POSITIVE = Range("finite and > 0", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = Range("finite and >= 0", lambda value: 0 <= value < math.inf)
+ABOVE_ZERO = Range("> 0", lambda value: value > 0)
+FROM_ZERO = Range(">= 0", lambda value: value >= 0)
+BELOW_ONE = Range("in [0, 1)", lambda value: 0 <= value < 1)
+FINITE = Range("finite", lambda value: -math.inf < value < math.inf)
+
+
+class Option(NamedTuple):
+    """What is known of an option beside its name and type.
+
+    default: its value where it is not given.
+    meaning: for the documentation.
+    allowed: the numbers or words it may be, None where anything goes or where it is checked elsewhere.
+    remedy: what the error message advises.
     """
 
-    loss: Tensor
-    logps: Tensor
-    entropy: Tensor
-    kl: Tensor
-    clip_fraction: Tensor
-    clip_low_fraction: Tensor
-    clip_high_fraction: Tensor
+    default: Any
+    meaning: str
+    allowed: Range | tuple[str, ...] | None = None
+    remedy: str = ""
+
+    def check(self, op: str, name: str, value: Any) -> None:
+        """Reject a value outside its range; None is checked by whoever takes the default for it."""
+        if isinstance(self.allowed, Range):
+            number = value.item() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+            if number is not None and not isinstance(number, Tensor) and not self.allowed.fits(number):
+                raise ValueError(f"{op}: {name} must be {self.allowed.text}, got {value}; {self.remedy}")
+        elif self.allowed is not None and value not in self.allowed:
+            raise ValueError(f"{op}: unknown {name}, got {value!r}; use {', '.join(self.allowed)}")
 
 
-class PolicyTensors(NamedTuple):
-    """What a policy loss knows of each token, all [B, T], detached.
+class LossOptions(TypedDict, total=False):
+    """Options of grpo_loss and linear_grpo_loss; tensors are [B, T] and detached, masked tokens may hold anything."""
 
-    token_ids: int64 or int32.
-    mask: bool or integer 0/1; masked tokens may hold anything in the other tensors.
-    advantages: floating point.
-    weights: share of each token in the loss, 0 on masked tokens.
-    old_logps: of the policy that sampled, None where that is the present one.
-    ref_logps: of the reference model, None without a KL estimate.
+    old_logps: Annotated[
+        Tensor | None,
+        Option(None, "log-probabilities of the sampling policy at the same temperature; None means on-policy."),
+    ]
+    ref_logps: Annotated[
+        Tensor | None,
+        Option(None, "of the reference model; needed when ``beta > 0``, reported as ``kl`` in any case."),
+    ]
+    token_weights: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            "factors of the policy terms, not of the KL term: masks or other weights, finite and >= 0. A token of "
+            "weight 0 counts in the normaliser, but not as clipped.",
+        ),
+    ]
+    importance_sampling_ratio: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            "[B, T] or [B, 1], how much likelier a token was under the old policy than where it was sampled (see "
+            '``zoomzero_kernels.policy.corrections``): a factor as ``token_weights``, for "vespo" a part of the '
+            "sequence's ratio.",
+        ),
+    ]
+    sampling_logps: Annotated[
+        Tensor | None,
+        Option(None, "log-probabilities that the sampler reported, for ``off_policy_threshold``; old_logps if None."),
+    ]
+    entropy_mask: Annotated[
+        Tensor | None,
+        Option(
+            None,
+            "bool, tokens that keep their policy term and take part in the entropy bonus (top-entropy tokens); the "
+            "others keep their KL term and their place in the normaliser.",
+        ),
+    ]
+    temperature: Annotated[
+        float, Option(1.0, "the logits are divided by it.", POSITIVE, "pass 1.0 for unscaled logits")
+    ]
+    logit_scale: Annotated[
+        float,
+        Option(1.0, "the logits are multiplied by it, before the soft cap (Cohere).", POSITIVE, "pass 1.0 for none"),
+    ]
+    logit_softcap: Annotated[
+        float | None,
+        Option(
+            None,
+            "the logits become ``cap * tanh(logits / cap)`` before the temperature (Gemma); None for no cap.",
+            POSITIVE,
+            "pass logit_softcap=None for no cap",
+        ),
+    ]
+    beta: Annotated[
+        float,
+        Option(
+            0.0,
+            "weight of the k3 estimate of the KL divergence to the reference.",
+            NOT_NEGATIVE,
+            "pass beta=0.0 to leave the KL term out",
+        ),
+    ]
+    kl_clamp: Annotated[
+        float | None,
+        Option(
+            10.0,
+            "largest value of the k3 estimate, None for no limit (as TRL).",
+            ABOVE_ZERO,
+            "pass kl_clamp=None for an unclamped estimate",
+        ),
+    ]
+    unbiased_kl: Annotated[
+        bool,
+        Option(
+            False,
+            "multiply the KL estimate by the importance ratio, gradient included, which makes it unbiased where the "
+            "policy has left the one that sampled (DeepSeek-V3.2; TRL's ``use_bias_correction_kl``).",
+        ),
+    ]
+    clip_low: Annotated[
+        float,
+        Option(
+            0.2,
+            'the ratio is clipped to at least 1 - clip_low; for "geo_mean" the log-ratio to -clip_low; for '
+            '"dppo_tv" and "dppo_kl" the largest divergence below the old policy.',
+            BELOW_ONE,
+            "the ratio is clipped at 1 - clip_low",
+        ),
+    ]
+    clip_high: Annotated[
+        float,
+        Option(
+            0.28,
+            'the ratio is clipped to at most 1 + clip_high; for "cispo" the bound of the ratio itself, as TRL\'s '
+            '``epsilon_high``; for "geo_mean" of the log-ratio; for "dppo_tv" and "dppo_kl" the largest '
+            "divergence above the old policy.",
+            FROM_ZERO,
+            "the ratio is clipped at 1 + clip_high",
+        ),
+    ]
+    delta: Annotated[
+        float | None,
+        Option(
+            None,
+            "the ratio is at most this before it is compared with the clipped one, which bounds the loss of negative "
+            "advantages (two-sided clipping, INTELLECT-2; TRL's ``delta``); None for no bound.",
+            ABOVE_ZERO,
+            "pass delta=None for an unbounded ratio",
+        ),
+    ]
+    ratio_cap: Annotated[
+        float,
+        Option(
+            20.0,
+            'largest factor of "dppo_tv" and "dppo_kl" (verl\'s ``clip_ratio_c``).',
+            ABOVE_ZERO,
+            "verl has 20.0",
+        ),
+    ]
+    sapo_temperature_pos: Annotated[
+        float, Option(1.0, 'steepness of the gate of "sapo" for advantages above 0.', POSITIVE, "TRL has 1.0")
+    ]
+    sapo_temperature_neg: Annotated[float, Option(1.05, "the same for other advantages.", POSITIVE, "TRL has 1.05")]
+    vespo_k_pos: Annotated[
+        float,
+        Option(
+            2.0,
+            'power of the sequence\'s ratio w in the weight ``exp(lambda) * w**k * exp(-lambda * w)`` of "vespo", for '
+            "advantages >= 0.",
+            NOT_NEGATIVE,
+            "TRL has 2.0",
+        ),
+    ]
+    vespo_lambda_pos: Annotated[float, Option(3.0, "lambda of the same weight.", NOT_NEGATIVE, "TRL has 3.0")]
+    vespo_k_neg: Annotated[float, Option(3.0, "k for negative advantages.", NOT_NEGATIVE, "TRL has 3.0")]
+    vespo_lambda_neg: Annotated[float, Option(2.0, "lambda for negative advantages.", NOT_NEGATIVE, "TRL has 2.0")]
+    dro_beta: Annotated[
+        float, Option(1.0, 'weight of half the squared log-ratio in "dro".', POSITIVE, 'pass loss_type="gpg" for 0')
+    ]
+    entropy_coef: Annotated[
+        float | Tensor,
+        Option(
+            0.0,
+            "the mean entropy of the valid tokens (of those in ``entropy_mask``) times this is taken from the loss, "
+            "with its gradient. A float, or a number in a tensor.",
+            FINITE,
+            "pass 0.0 for no bonus",
+        ),
+    ]
+    off_policy_threshold: Annotated[
+        float | None,
+        Option(
+            None,
+            "sequences whose mean ``sampling_logps - logps`` exceeds it lose the policy terms of their negative "
+            "advantages (DeepSeek-V3.2; TRL's ``off_policy_mask_threshold``).",
+            FROM_ZERO,
+            "pass None to keep all sequences",
+        ),
+    ]
+    importance_sampling_level: Annotated[
+        str,
+        Option(
+            "token", "\"token\", or \"sequence\" for the mean log-ratio of each sequence (GSPO).",
+            IMPORTANCE_SAMPLING_LEVELS,
+        ),
+    ]  # fmt: skip
+    loss_type: Annotated[
+        str,
+        Option(
+            "dapo",
+            'as in TRL. "grpo", "bnpo", "dr_grpo", "dapo" and "luspo" clip the ratio and differ in their '
+            'normaliser. "cispo" weighs the log-probability by the bounded ratio, a detached factor, "vespo" by a '
+            'smooth function of the sequence\'s ratio; "sapo" puts a soft gate in the place of the clip. As in verl: '
+            '"gpg" is the log-probability times the advantage, "dro" adds half the squared log-ratio, '
+            '"dppo_tv" and "dppo_kl" drop tokens whose probability left a trust region, "geo_mean" clips the '
+            "geometric mean of a sequence's ratios. See LOSS_TYPES in objectives.py.",
+        ),
+    ]
+    max_completion_length: Annotated[
+        int | None,
+        Option(
+            None,
+            'length in the normaliser of "dr_grpo", the width T if None.',
+            ABOVE_ZERO,
+            "pass the trainer's limit",
+        ),
+    ]
+    num_items: Annotated[
+        Tensor | float | None,
+        Option(
+            None,
+            'tokens in the normaliser of "dapo" and others (over all processes and accumulation steps), the valid '
+            "tokens of this batch if None; the loss types that average otherwise do not use it.",
+            FROM_ZERO,
+            "pass the number of valid tokens",
+        ),
+    ]
+    loss_scale: Annotated[
+        Tensor | float,
+        Option(
+            1.0,
+            "factor of the loss, e.g. 1 / accumulation steps: its gradient is then stored ready for use, and a "
+            "backward pass of an unscaled loss does not touch it again.",
+            FINITE,
+            "pass 1.0 for none",
+        ),
+    ]
+
+
+_HINTS = get_type_hints(LossOptions, include_extras=True)
+OPTIONS: dict[str, Option] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
+_DEFAULTS = {name: option.default for name, option in OPTIONS.items()}
+
+
+def checked_options(op: str, given: LossOptions) -> LossOptions:
+    """All options, defaults where none is given.
+
+    Raises:
+        ValueError: a value outside its range.
+        TypeError: an option that does not exist, or a number in a tensor of several.
     """
-
-    token_ids: Tensor
-    mask: Tensor
-    advantages: Tensor
-    weights: Tensor
-    old_logps: Tensor | None
-    ref_logps: Tensor | None
-
-    def at(self, place: Any) -> PolicyTensors:
-        """The same of some tokens: each tensor indexed by ``place``."""
-        required = (tensor[place] for tensor in self[:4])
-        return PolicyTensors(*required, *(None if tensor is None else tensor[place] for tensor in self[4:]))
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise TypeError(f"{op}() got an unexpected keyword argument {name!r}; use one of {', '.join(OPTIONS)}")
+        option = OPTIONS[name]
+        if isinstance(value, Tensor) and isinstance(option.allowed, Range) and value.numel() != 1:
+            raise ValueError(f"{op}: {name} must be one number, got {describe(value)}; pass a float or a 0-d tensor")
+        option.check(op, name, value)
+    return cast(LossOptions, {**_DEFAULTS, **given})
 
 
-class PolicyOptions(NamedTuple):
-    """The objective of one token, as all back ends take it: numbers in this order.
-
-    The order is that of PolicyOptions in csrc/policy_rows and of the arguments of policy_rows_kernel. Custom ops take
-    it as a list of floats.
-
-    temperature: the logits are divided by it.
-    beta: weight of the KL estimate.
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-    kl_clamp: largest KL estimate, inf for no limit.
-    unbiased_kl: 1 if the KL estimate is multiplied by the ratio, else 0.
-    delta: largest unclipped ratio, inf for no limit.
-    objective: the map from ratio to loss, one of OBJECTIVES.
-    sapo_temperature_pos, sapo_temperature_neg: steepness of the gate of "sapo" by the sign of the advantage.
-    """
-
-    temperature: float = 1.0
-    beta: float = 0.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_clamp: float = math.inf
-    unbiased_kl: float = 0.0
-    delta: float = math.inf
-    objective: float = 0.0
-    sapo_temperature_pos: float = 1.0
-    sapo_temperature_neg: float = 1.05
-
-
-class RowOutputs(NamedTuple):
-    """Per-token results [B, T], float32 (float64 for float64 logits), 0 on masked tokens.
-
-    clipped: -1 where the ratio was clipped from below, 1 from above, else 0.
-    """
-
-    loss: Tensor
-    logps: Tensor
-    entropy: Tensor
-    kl: Tensor
-    clipped: Tensor
-
-    @classmethod
-    def zeros(cls, shape: Sequence[int], like: Tensor) -> RowOutputs:
-        """For tokens [B, T] of logits or hidden states like these."""
-        dtype = compute_dtype(like)
-        return cls(*(torch.zeros(shape, dtype=dtype, device=like.device) for _ in cls._fields))
-
-
-class LogpOutputs(NamedTuple):
-    """Results of the pass for log-probabilities, of the dtype that RowOutputs has, 0 on masked tokens.
-
-    logps, entropy: [B, T].
-    normaliser: [B, T, 2], the largest logit m and ``log(sum(exp((logits - m) / temperature)))``: as one number, the
-        log-sum-exp, they would lose the second's digits under large logits.
-    """
-
-    logps: Tensor
-    entropy: Tensor
-    normaliser: Tensor
-
-    @classmethod
-    def zeros(cls, shape: Sequence[int], like: Tensor) -> LogpOutputs:
-        """For tokens [B, T] of logits or hidden states like these."""
-        dtype = compute_dtype(like)
-        logps, entropy = (torch.zeros(shape, dtype=dtype, device=like.device) for _ in range(2))
-        return cls(logps, entropy, torch.zeros((*shape, 2), dtype=dtype, device=like.device))
-
-
-class LogpStatistics(NamedTuple):
-    """What the backward pass needs of LogpOutputs, under the same names."""
-
-    entropy: Tensor
-    normaliser: Tensor
-
-
-class LogpSlopes(NamedTuple):
-    """Gradients [B, T] of a loss in the log-probabilities and, unless None, in the entropies."""
-
-    logps: Tensor
-    entropy: Tensor | None
+def check_temperature(op: str, temperature: float) -> None:
+    """Reject a temperature that is zero, negative or not finite."""
+    OPTIONS["temperature"].check(op, "temperature", temperature)
 
 
 def limit(value: float | None) -> float:
@@ -155,114 +304,19 @@ def limit(value: float | None) -> float:
     return math.inf if value is None else value
 
 
-def check_options(op: str, options: PolicyOptions) -> None:
-    """Reject options outside their range."""
-    check_temperature(op, options.temperature)
-    beta, clip_low, clip_high, kl_clamp = options.beta, options.clip_low, options.clip_high, options.kl_clamp
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"{op}: beta must be finite and >= 0, got {beta}; pass beta=0.0 to leave the KL term out")
-    if not 0 <= clip_low < 1:
-        raise ValueError(f"{op}: clip_low must be in [0, 1), got {clip_low}; the ratio is clipped at 1 - clip_low")
-    if not clip_high >= 0:
-        raise ValueError(f"{op}: clip_high must be >= 0, got {clip_high}; the ratio is clipped at 1 + clip_high")
-    if not kl_clamp > 0:
-        raise ValueError(f"{op}: kl_clamp must be > 0, got {kl_clamp}; pass kl_clamp=None for an unclamped estimate")
-    if not options.delta > 0:
-        raise ValueError(f"{op}: delta must be > 0, got {options.delta}; pass delta=None for an unbounded ratio")
-    for name in ("sapo_temperature_pos", "sapo_temperature_neg"):
-        if not 0 < getattr(options, name) < math.inf:
-            raise ValueError(f"{op}: {name} must be finite and > 0, got {getattr(options, name)}; TRL has 1.0 and 1.05")
-
-
-def loss_output(
-    loss: Tensor, logps: Tensor, entropy: Tensor, kl: Tensor, clipped: Tensor, mask: Tensor
-) -> GRPOLossOutput:
-    """The loss with the results of its tokens, as RowOutputs holds them: 0 on masked tokens, means over the others."""
-    num_valid = mask.ne(0).sum().clamp(min=1).to(clipped.dtype)
-    low, high = (clipped < 0).sum() / num_valid, (clipped > 0).sum() / num_valid
-    return GRPOLossOutput(loss, logps, entropy, kl.sum() / num_valid, low + high, low, high)
-
-
-def check_temperature(op: str, temperature: float) -> None:
-    """Reject a temperature that is zero, negative or not finite."""
-    # Comparisons, not math.isfinite, which torch.compile cannot trace for a symbolic number.
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"{op}: temperature must be finite and > 0, got {temperature}; pass 1.0 for unscaled logits")
-
-
-def check_level(op: str, importance_sampling_level: str) -> None:
-    """Reject an unknown level of importance sampling."""
-    if importance_sampling_level not in IMPORTANCE_SAMPLING_LEVELS:
-        valid = ", ".join(IMPORTANCE_SAMPLING_LEVELS)
-        raise ValueError(f"{op}: unknown importance_sampling_level, got {importance_sampling_level!r}; use {valid}")
-
-
-def policy_tensors(
-    op: str,
-    like: Tensor,
-    token_ids: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    old_logps: Tensor | None,
-    ref_logps: Tensor | None,
-    normaliser: Normaliser,
-) -> PolicyTensors:
-    """Check the tensors of a policy loss against ``like``, logits or hidden states [B, T, ...], and pack them."""
-    check_normaliser(op, normaliser)
-    shape = (like.shape[0], like.shape[1])
-    check_token_ids(op, token_ids, shape, like)
-    check_mask(op, mask, shape, like)
-    if tuple(advantages.shape) not in (shape, shape[:1]):
-        raise ValueError(
-            f"{op}: advantages must be [B, T] = {list(shape)} or [B] = {[shape[0]]}, got {describe(advantages)}; "
-            "give one advantage a token or one a sequence"
-        )
-    if not advantages.dtype.is_floating_point:
-        raise TypeError(f"{op}: advantages must be floating point, got {describe(advantages)}; convert with .float()")
-    check_device(op, "advantages", advantages, like)
-    for name, tensor in (("old_logps", old_logps), ("ref_logps", ref_logps)):
-        if tensor is None:
-            continue
-        check_token_tensor(op, name, tensor, shape, like)
-        if not tensor.dtype.is_floating_point:
-            raise TypeError(f"{op}: {name} must be floating point, got {describe(tensor)}; pass log-probabilities")
-    return PolicyTensors(
-        token_ids=token_ids,
-        mask=mask,
-        advantages=(advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(shape)).detach(),
-        weights=token_weights(mask, normaliser, compute_dtype(like)),
-        old_logps=None if old_logps is None else old_logps.detach(),
-        ref_logps=None if ref_logps is None else ref_logps.detach(),
-    )
-
-
-def with_token_weights(op: str, tensors: PolicyTensors, token_weights: Tensor | None) -> PolicyTensors:
-    """The tensors with advantages times the weights: every policy term is of degree one in the advantage.
-
-    Where values are not checked, a weight below 0, which would turn the clipping round, makes its loss NaN.
-    """
-    if token_weights is None:
-        return tensors
-    shape = (tensors.mask.shape[0], tensors.mask.shape[1])
-    check_token_tensor(op, "token_weights", token_weights, shape, tensors.mask)
-    weights = torch.where(tensors.mask != 0, token_weights.detach().to(tensors.weights.dtype), 0.0)
-    fits = (weights >= 0) & (weights < math.inf)
-    if not torch.compiler.is_compiling() and values_are_checked(weights) and not bool(fits.all()):
-        raise ValueError(
-            f"{op}: token_weights must be finite and >= 0 on valid tokens, got {weights[~fits][0].item()}; mask such "
-            "tokens, or change the sign of their advantages"
-        )
-    return tensors._replace(advantages=tensors.advantages * torch.where(fits, weights, math.nan))
-
-
-def check_reference(op: str, tensors: PolicyTensors, options: PolicyOptions) -> None:
-    """Demand log-probabilities of the reference where the loss has a KL term."""
-    if options.beta > 0 and tensors.ref_logps is None:
-        raise ValueError(
-            f"{op}: beta > 0 needs ref_logps, got beta={options.beta} and no ref_logps; pass them or set beta=0.0"
-        )
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """Dtype of the maths and of the per-token results for logits or hidden states of this dtype."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def takes_options(op: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Show the options in the signature and the documentation of an op that takes them as ``**options``."""
+    signature = inspect.signature(op)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    # The type without what is attached to it, as it would stand in a signature.
+    shown = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint.__origin__)
+        for (name, hint), option in zip(_HINTS.items(), OPTIONS.values(), strict=True)
+    ]
+    op.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
+    lines = [
+        textwrap.fill(f"{name}: {option.meaning}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12)
+        for name, option in OPTIONS.items()
+    ]
+    op.__doc__ = (op.__doc__ or "").replace("        options: see LossOptions.", "\n".join(lines))
+    return op

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from zoomzero_kernels import _C, native
 from zoomzero_kernels.policy import rows_eager
-from zoomzero_kernels.policy.options import (
-    LogpOutputs,
-    LogpSlopes,
-    LogpStatistics,
-    PolicyOptions,
-    PolicyTensors,
-    RowOutputs,
-)
+from zoomzero_kernels.policy.objectives import PolicyOptions
+from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 from zoomzero_kernels.triton_kernels import launch, policy_rows_launch
 
 
@@ -81,14 +75,8 @@ def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, 
     outputs = RowOutputs.zeros(tensors.mask.shape, logits)
     target = None if grad is None else _unit_stride(grad)
     source = _unit_stride(logits)
-    ready = PolicyTensors(
-        token_ids=tensors.token_ids.contiguous(),
-        mask=tensors.mask.contiguous(),
-        advantages=_values(tensors.advantages),
-        weights=_values(tensors.weights),
-        old_logps=_maybe_values(tensors.old_logps),
-        ref_logps=_maybe_values(tensors.ref_logps),
-    )
+    ids, mask = tensors.token_ids.contiguous(), tensors.mask.contiguous()
+    ready = PolicyTensors(ids, mask, _values(tensors.advantages), *map(_maybe_values, tensors[3:]))  # type: ignore[arg-type]
     if chosen == "native":
         _C.policy_rows(
             _native_rows(source, ready.token_ids, ready.mask, options.temperature),

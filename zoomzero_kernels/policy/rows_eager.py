@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.policy.options import (
+from zoomzero_kernels.policy.objectives import PolicyOptions
+from zoomzero_kernels.policy.tensors import (
     LogpOutputs,
     LogpSlopes,
     LogpStatistics,
-    PolicyOptions,
     PolicyTensors,
     RowOutputs,
     compute_dtype,
@@ -45,25 +45,35 @@ def _entropy(log_probs: Tensor, probs: Tensor) -> Tensor:
     return -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1)
 
 
+def _gradient(log_probs: Tensor, ids: Tensor, slope: Tensor, entropy_slope: Tensor | None, entropy: Tensor) -> Tensor:
+    """Gradient [n, V] of slope * logp[id] + entropy_slope * entropy in scaled logits; slopes, entropy and ids [n]."""
+    probs, slope = log_probs.exp(), slope.unsqueeze(-1)
+    nothing = slope == 0
+    grad = -slope * probs
+    if entropy_slope is not None:
+        nothing = nothing & (entropy_slope == 0).unsqueeze(-1)
+        spread = probs * (log_probs + entropy.unsqueeze(-1))
+        grad -= entropy_slope.unsqueeze(-1) * torch.where(probs == 0, 0.0, spread)
+    return grad.scatter_add_(-1, ids.unsqueeze(-1), slope).masked_fill_(nothing, 0.0)
+
+
 def policy_rows(logits: Tensor, tensors: PolicyTensors, options: PolicyOptions, grad: Tensor | None) -> RowOutputs:
     """As rows.policy_rows."""
     dtype, mask = compute_dtype(logits), tensors.mask
     outputs = RowOutputs.zeros(mask.shape, logits)
     for rows, columns in _chunks(mask, logits.shape[-1]):
-        token = tensors.at((rows, columns))
-        ids = token.token_ids.unsqueeze(-1)
+        tokens = tensors.at((rows, columns))
         log_probs, _, _ = _log_softmax(logits[rows, columns], options.temperature)
-        probs = log_probs.exp()
-        logps = log_probs.gather(-1, ids).squeeze(-1)
-        log_ratio = None if token.old_logps is None else logps - token.old_logps.to(dtype)
-        terms = policy_terms(logps, log_ratio, token.advantages, token.ref_logps, options)
-        values = (terms.loss, logps, _entropy(log_probs, probs), terms.kl, terms.clipped)
-        for output, value in zip(outputs, values, strict=True):
+        logps = log_probs.gather(-1, tokens.token_ids.unsqueeze(-1)).squeeze(-1)
+        log_ratio = None if tokens.old_logps is None else logps - tokens.old_logps.to(dtype)
+        terms = policy_terms(logps, log_ratio, tokens, options)
+        entropy = _entropy(log_probs, log_probs.exp())
+        for output, value in zip(outputs, (terms.loss, logps, entropy, terms.kl, terms.clipped), strict=True):
             output[rows, columns] = value
         if grad is not None:
-            slope = (terms.slope * token.weights / options.temperature).unsqueeze(-1)
-            chunk_grad = probs.mul_(-slope).scatter_add_(-1, ids, slope)
-            grad[rows, columns] = chunk_grad.masked_fill_(slope == 0, 0.0).to(grad.dtype)
+            slope, bonus = terms.slope * tokens.weights / options.temperature, tokens.entropy_weights
+            entropy_slope = None if bonus is None else -bonus.to(dtype) / options.temperature
+            grad[rows, columns] = _gradient(log_probs, tokens.token_ids, slope, entropy_slope, entropy).to(grad.dtype)
     if grad is not None:
         grad.masked_fill_(~mask.unsqueeze(-1), 0.0)
     return outputs
@@ -91,18 +101,10 @@ def logp_rows_backward(
 ) -> None:
     """As rows.logp_rows_backward."""
     dtype = compute_dtype(logits)
-    for rows, columns in _chunks(mask, logits.shape[-1]):
-        largest, log_sum = saved.normaliser[rows, columns].split(1, dim=-1)
-        log_probs = (logits[rows, columns].to(dtype) - largest) / temperature - log_sum
-        probs = log_probs.exp()
-        slope = (slopes.logps[rows, columns].to(dtype) / temperature).unsqueeze(-1)
-        nothing = slope == 0
-        chunk_grad = -slope * probs
-        if slopes.entropy is not None:
-            entropy_slope = (slopes.entropy[rows, columns].to(dtype) / temperature).unsqueeze(-1)
-            spread = probs * (log_probs + saved.entropy[rows, columns].unsqueeze(-1))
-            chunk_grad -= entropy_slope * torch.where(probs == 0, 0.0, spread)
-            nothing &= entropy_slope == 0
-        chunk_grad.scatter_add_(-1, token_ids[rows, columns].unsqueeze(-1), slope)
-        grad[rows, columns] = chunk_grad.masked_fill_(nothing, 0.0).to(grad.dtype)
+    for at in _chunks(mask, logits.shape[-1]):
+        largest, log_sum = saved.normaliser[at].split(1, dim=-1)
+        log_probs = (logits[at].to(dtype) - largest) / temperature - log_sum
+        slope = slopes.logps[at].to(dtype) / temperature
+        entropy_slope = None if slopes.entropy is None else slopes.entropy[at].to(dtype) / temperature
+        grad[at] = _gradient(log_probs, token_ids[at], slope, entropy_slope, saved.entropy[at]).to(grad.dtype)
     grad.masked_fill_(~mask.unsqueeze(-1), 0.0)

@@ -7,17 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.policy.tensors import PolicyTensors
 
-def stored_scale(logits: Tensor, weights: Tensor) -> Tensor:
+
+def stored_scale(logits: Tensor, tokens: PolicyTensors) -> Tensor:
     """Factor kept out of the stored gradient.
 
     A float16 gradient of the normalised loss would underflow before a loss scaler multiplies it, so it is stored for
     weights of at most 1 and scaled in the backward pass. Wider exponents need no such factor.
     """
     one = torch.ones((), dtype=torch.float32, device=logits.device)
-    if logits.dtype != torch.float16 or weights.numel() == 0:
+    if logits.dtype != torch.float16 or tokens.weights.numel() == 0:
         return one
-    largest = weights.amax()
+    shares = (tokens.weights, tokens.entropy_weights)
+    largest = torch.stack([share.abs().amax().float() for share in shares if share is not None]).amax()
     return torch.where(largest > 0, largest, one)
 
 

@@ -1,71 +1,96 @@
-"""What each loss type divides by: the weight of every token in the loss."""
+"""How token losses become one number: the weight of every token in the loss, and in the entropy bonus."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import describe
-
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo")
-# Those that divide by a number of tokens, which may span processes and micro-batches.
-ITEM_LOSS_TYPES = ("dapo", "cispo")
+from zoomzero_kernels.checks import check_device, check_token_tensor, values_are_checked
+from zoomzero_kernels.policy.objectives import LOSS_TYPES
+from zoomzero_kernels.policy.options import LossOptions
 
 
-class Normaliser(NamedTuple):
-    """How the losses of tokens become one number.
-
-    loss_type: one of LOSS_TYPES.
-    max_completion_length: length in the normaliser of "dr_grpo", the width T if None.
-    num_items: tokens in the normaliser of ITEM_LOSS_TYPES, the valid tokens of the batch if None.
-    """
-
-    loss_type: str
-    max_completion_length: int | None
-    num_items: Tensor | float | None
+def _on(mask: Tensor, value: Tensor | float, dtype: torch.dtype) -> Tensor | float:
+    return value.detach().to(device=mask.device, dtype=dtype).reshape(()) if isinstance(value, Tensor) else value
 
 
-def check_normaliser(op: str, normaliser: Normaliser) -> None:
-    """Reject unknown loss types, and lengths and counts that cannot normalise anything."""
-    loss_type, max_completion_length, num_items = normaliser
-    if loss_type not in LOSS_TYPES:
-        raise ValueError(f"{op}: unknown loss_type, got {loss_type!r}; use one of {', '.join(LOSS_TYPES)}")
-    if max_completion_length is not None and max_completion_length <= 0:
-        raise ValueError(
-            f"{op}: max_completion_length must be > 0, got {max_completion_length}; pass the trainer's limit"
-        )
-    if isinstance(num_items, Tensor):
-        if num_items.numel() != 1:
-            raise ValueError(f"{op}: num_items must be one number, got {describe(num_items)}; pass the token count")
-    elif num_items is not None and not num_items >= 0:
-        raise ValueError(f"{op}: num_items must be >= 0, got {num_items}; pass the number of valid tokens")
-
-
-def token_weights(mask: Tensor, normaliser: Normaliser, dtype: torch.dtype = torch.float32) -> Tensor:
+def token_weights(mask: Tensor, options: LossOptions, dtype: torch.dtype = torch.float32) -> Tensor:
     """Weight of every token in the loss, [B, T] of ``dtype``, 0 on masked tokens.
 
     The weighted sum of the token losses equals TRL's normalisation before its division by the number of gradient
-    accumulation steps:
+    accumulation steps, by the normaliser of the loss type:
 
-    - ``grpo``, ``sapo``: mean over each sequence, then over the sequences;
-    - ``bnpo``: mean over the valid tokens of the batch;
-    - ``dr_grpo``: sum over ``B * max_completion_length`` (the width T when it is not given);
-    - ``luspo``: sum over each sequence, then mean over the sequences;
-    - ``dapo``, ``cispo``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
+    - ``sequence_means``: mean over each sequence, then over the sequences;
+    - ``sequence_sums``: sum over each sequence, then mean over the sequences;
+    - ``tokens``: mean over the valid tokens of the batch;
+    - ``width``: sum over ``B * max_completion_length`` (the width T when it is not given);
+    - ``items``: sum over ``num_items`` (the valid tokens of the batch when it is not given).
+
+    All of it times ``loss_scale``.
     """
-    loss_type, max_completion_length, num_items = normaliser
+    normaliser = LOSS_TYPES[options["loss_type"]].normaliser
     valid = (mask if mask.dtype == torch.bool else mask != 0).to(dtype)
-    if loss_type in ("grpo", "sapo"):
-        return valid / (valid.sum(-1, keepdim=True).clamp(min=1.0) * max(mask.shape[0], 1))
-    if loss_type == "luspo":
-        return valid / max(mask.shape[0], 1)
-    if loss_type == "dr_grpo":
-        length = mask.shape[1] if max_completion_length is None else max_completion_length
-        return valid / max(mask.shape[0] * length, 1)
-    if loss_type in ITEM_LOSS_TYPES and num_items is not None:
+    scale = _on(mask, options["loss_scale"], dtype)
+    share = valid if isinstance(scale, float) and scale == 1.0 else valid * scale
+    if normaliser == "sequence_means":
+        return share / (valid.sum(-1, keepdim=True).clamp(min=1.0) * max(mask.shape[0], 1))
+    if normaliser == "sequence_sums":
+        return share / max(mask.shape[0], 1)
+    if normaliser == "width":
+        length = mask.shape[1] if options["max_completion_length"] is None else options["max_completion_length"]
+        return share / max(mask.shape[0] * length, 1)
+    num_items = options["num_items"]
+    if normaliser == "items" and num_items is not None:
         if isinstance(num_items, Tensor):
-            return valid / num_items.to(device=mask.device, dtype=dtype).clamp(min=1.0)
-        return valid / max(float(num_items), 1.0)
-    return valid / valid.sum().clamp(min=1.0)
+            return share / num_items.to(device=mask.device, dtype=dtype).reshape(()).clamp(min=1.0)
+        return share / max(float(num_items), 1.0)
+    return share / valid.sum().clamp(min=1.0)
+
+
+def entropy_weights(mask: Tensor, options: LossOptions, dtype: torch.dtype) -> Tensor | None:
+    """What the entropy of every token is multiplied by before it is taken from the loss, [B, T]; None for nothing."""
+    coefficient = options["entropy_coef"]
+    if isinstance(coefficient, float | int) and coefficient == 0:
+        return None
+    active = mask != 0 if options["entropy_mask"] is None else (mask != 0) & (options["entropy_mask"] != 0)
+    share = active.to(dtype) / active.sum().clamp(min=1).to(dtype)
+    return share * _on(mask, coefficient, dtype) * _on(mask, options["loss_scale"], dtype)
+
+
+def policy_factors(op: str, mask: Tensor, options: LossOptions, dtype: torch.dtype) -> Tensor | None:
+    """Factor of the policy term of every token, [B, T], NaN where it is not one; None where all are 1.
+
+    Where values are not checked, a weight below 0, which would turn the clipping round, makes its loss NaN.
+    """
+    shape = (mask.shape[0], mask.shape[1])
+    factors = None
+    for name in ("token_weights", "importance_sampling_ratio"):
+        given: Tensor | None = options[name]
+        # The sequence's weight takes the ratio up: see two_passes.py.
+        if given is None or (name == "importance_sampling_ratio" and options["loss_type"] == "vespo"):
+            continue
+        weights = _checked_weights(op, name, given, mask, dtype)
+        factors = weights if factors is None else factors * weights
+    chosen = options["entropy_mask"]
+    if chosen is not None:
+        check_token_tensor(op, "entropy_mask", chosen, shape, mask)
+        factors = (chosen != 0).to(dtype) if factors is None else torch.where(chosen != 0, factors, 0.0)
+    return factors
+
+
+def _checked_weights(op: str, name: str, given: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    shape = (mask.shape[0], mask.shape[1])
+    if name == "importance_sampling_ratio" and tuple(given.shape) == (shape[0], 1):
+        check_device(op, name, given, mask)
+        given = given.expand(shape)
+    check_token_tensor(op, name, given, shape, mask)
+    weights = torch.where(mask != 0, given.detach().to(dtype), 0.0)
+    fits = (weights >= 0) & (weights < math.inf)
+    if not torch.compiler.is_compiling() and values_are_checked(weights) and not bool(fits.all()):
+        raise ValueError(
+            f"{op}: {name} must be finite and >= 0 on valid tokens, got {weights[~fits][0].item()}; mask such "
+            "tokens, or change the sign of their advantages"
+        )
+    return torch.where(fits, weights, math.nan)

@@ -11,14 +11,8 @@ from zoomzero_kernels.triton_kernels.launch import Arguments, Launch
 from zoomzero_kernels.triton_kernels.variants import Variant, row_variant
 
 if TYPE_CHECKING:  # these stand above: the passes over rows launch what is here
-    from zoomzero_kernels.policy.options import (
-        LogpOutputs,
-        LogpSlopes,
-        LogpStatistics,
-        PolicyOptions,
-        PolicyTensors,
-        RowOutputs,
-    )
+    from zoomzero_kernels.policy.objectives import PolicyOptions
+    from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 
 _LOGIT_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -60,9 +54,7 @@ def policy_rows_launch(
         *logits.shape[1:],
         inverse_temperature(options.temperature),
         *options[1:],
-        int(tensors.old_logps is not None),
-        int(tensors.ref_logps is not None),
-        int(grad is not None),
+        *(int(tensor is not None) for tensor in (*tensors[4:], grad)),
     )
     return Launch(_variant("policy_rows_kernel", logits, target), tensors.mask.numel(), arguments)
 

@@ -30,7 +30,8 @@ TOKEN_BLOCK = 512
 ADVANTAGE_OPTIONS = {"num_warps": 4, "maxnreg": 128}
 
 ROW_KERNELS = ("policy_rows_kernel", "logp_rows_kernel", "logp_rows_backward_kernel")
-LOGIT_TYPES = ("fp32", "bf16", "fp16")
+_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+LOGIT_TYPES = tuple(_BYTES)
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
 
 _LOGIT_POINTERS = ("logits_ptr", "grad_ptr")
@@ -65,7 +66,9 @@ class Variant:
 
 def row_variant(kernel: str, logits: str, *, aligned: bool) -> Variant:
     """A kernel of policy_rows.py; aligned: strides and V are multiples of 16, pointers of 16 bytes."""
-    return Variant("policy_rows", kernel, logits, {"ALIGNED": aligned, "BLOCK": ROW_BLOCK}, ROW_OPTIONS)
+    together = 16 // _BYTES[logits] if aligned else 1
+    constants = {"ALIGNED": aligned, "BLOCK": ROW_BLOCK, "TOGETHER": together}
+    return Variant("policy_rows", kernel, logits, constants, ROW_OPTIONS)
 
 
 def advantage_variant(normalize: str) -> Variant:
