@@ -71,7 +71,7 @@ CLIP_RATIOS = [f"clip_ratio/{side}_mean" for side in ("low", "high", "region")]
 
 
 # All loss types that the mixin takes; at both levels, with advantages (B,) and (B, T), with both forms of the KL term.
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("bias_correction", [False, True])
 def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_equals_trl(loss_type: str, level: str, bias_correction: bool, tmp_path:
     for per_token in (False, True):
         assert_equals_trl(trainer, make_inputs(per_token))
         metrics = trainer._metrics["train"]
-        clips = {"cispo": ["cispo_clip_ratio"], "sapo": []}.get(loss_type, CLIP_RATIOS)
+        clips = {"cispo": ["cispo_clip_ratio"], "sapo": [], "vespo": []}.get(loss_type, CLIP_RATIOS)
         # At the sequence level TRL counts sequences, and this the tokens in them.
         for name in ("kl", "entropy", *(clips if level == "token" else [])):
             assert metrics[name][-2] == pytest.approx(metrics[name][-1], abs=1e-5), name
@@ -109,6 +109,42 @@ def test_equals_trl_with_the_correction_for_vllm(by_sequence: bool, tmp_path: Pa
     ratios = torch.rand(4, 1 if by_sequence else 6, generator=torch.Generator().manual_seed(2))
     inputs["importance_sampling_ratio"] = ratios.masked_fill(ratios < 0.2, 0.0)
     assert_equals_trl(trainer, inputs)
+
+
+# The entropy bonus, by itself, over the tokens of high entropy, and adaptive; the mask of sequences far off-policy.
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"entropy_coef": 0.3},
+        {"entropy_coef": 0.3, "loss_type": "grpo", "top_entropy_quantile": 0.5},
+        {"top_entropy_quantile": 0.3},
+        {"off_policy_mask_threshold": 0.0},
+        {"off_policy_mask_threshold": 0.1, "loss_type": "cispo", "entropy_coef": 0.1},
+    ],
+    ids=str,
+)
+def test_equals_trl_with_entropies_and_off_policy_masks(options: dict[str, Any], tmp_path: Path) -> None:
+    trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0, temperature=0.8, **options)
+    for per_token in (False, True):
+        inputs = make_inputs(per_token)
+        inputs["sampling_per_token_logps"] = inputs["ref_per_token_logps"]
+        assert_equals_trl(trainer, inputs)
+    for name in ("policy_loss", "entropy_coef") if "entropy_coef" in options else ():
+        values = trainer._metrics["train"][name]
+        assert values[-2] == pytest.approx(values[-1], rel=1e-5, abs=1e-6), name
+
+
+def test_equals_trl_with_an_adaptive_entropy_bonus(tmp_path: Path) -> None:
+    settings = {"use_adaptive_entropy": True, "entropy_target": 9.0, "entropy_coef_delta": 0.1, "entropy_coef_max": 1.0}
+    coefficients = []
+    for method in (FusedTrainer._compute_loss, GRPOTrainer._compute_loss):
+        trainer = make_trainer(FusedTrainer, tmp_path, beta=0.0, **settings)
+        trainer._last_world_entropy = 1.0
+        losses = [loss_and_gradient(trainer, method, make_inputs(True, seed))[0] for seed in (0, 1, 2)]
+        coefficients.append((trainer.entropy_coef, *losses))
+    for ours, theirs in zip(*coefficients, strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    assert coefficients[0][0] > 0.2
 
 
 def test_equals_trl_when_tools_and_evaluation_change_the_tokens(tmp_path: Path) -> None:
@@ -242,11 +278,13 @@ def test_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_entropy_quantile": 0.5}, "the fused loss has no top_entropy_quantile"),
+        ({"aux_loss_enabled": True}, "the fused loss has no router_aux_loss_coef, since the router's logits do not"),
     ],
 )
 def test_refuses_options_it_would_ignore(options: dict[str, Any], message: str, tmp_path: Path) -> None:
-    trainer = make_trainer(FusedTrainer, tmp_path, **options)
+    trainer = make_trainer(FusedTrainer, tmp_path)
+    for name, value in options.items():
+        setattr(trainer, name, value)
     with pytest.raises(ValueError, match=message):
         FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
 

@@ -9,16 +9,19 @@ subclass that writes per-token advantages into ``inputs["advantages"]`` gets tok
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from zoomzero.integrations.trl_hooks import require_hooks
 from zoomzero.models.head import HeadProbe
-from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss
+from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss, linear_selective_logps, selective_logps
 from zoomzero_kernels.policy.objectives import ITEM_LOSS_TYPES, LOSS_TYPES
 
+_CLIPPED = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo")
+_VESPO_OPTIONS = ("vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg")
 # What TRL feeds to the model beside ids and mask, for text and for images with one tensor a batch.
 _MODEL_INPUTS = (
     "pixel_values",
@@ -55,6 +58,11 @@ class FusedGRPOLossMixin:
         importance_sampling_level: str
         max_completion_length: int
         current_gradient_accumulation_steps: int
+        entropy_coef: float
+        use_adaptive_entropy: bool
+        get_high_entropy_mask: Any
+        _last_world_entropy: float
+        _entropy_window_stats: Tensor | None
         _metrics: dict[str, defaultdict[str, list[float]]]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -67,18 +75,30 @@ class FusedGRPOLossMixin:
             raise ValueError(
                 f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; use one of {', '.join(LOSS_TYPES)}"
             )
-        unsupported = {
-            "off_policy_mask_threshold": self.args.off_policy_mask_threshold is not None,
-            "top_entropy_quantile": self.args.top_entropy_quantile < 1.0,
-            "entropy_coef": getattr(self, "_entropy_bonus_enabled", False),
-            "router_aux_loss_coef": getattr(self, "aux_loss_enabled", False),
-        }
-        chosen = [name for name, is_set in unsupported.items() if is_set]
-        if chosen:
+        if getattr(self, "aux_loss_enabled", False):
             raise ValueError(
-                f"FusedGRPOLossMixin: the fused loss has no {', '.join(chosen)}, got it set in GRPOConfig; "
-                "turn the option off or train without the mixin"
+                "FusedGRPOLossMixin: the fused loss has no router_aux_loss_coef, since the router's logits do not pass "
+                "through the head, got it set in GRPOConfig; turn the option off or train without the mixin"
             )
+
+    def _accumulation(self) -> float:
+        return self.current_gradient_accumulation_steps if self.model.training else 1.0
+
+    def _entropy_coefficient(self) -> float:
+        """What TRL applies in this accumulation window; its adaptive control lags one optimizer step behind."""
+        if not getattr(self, "_entropy_bonus_enabled", False):
+            return 0.0
+        if self.use_adaptive_entropy and self._last_world_entropy > self.args.entropy_target:
+            return 0.0
+        return self.entropy_coef
+
+    def _entropy_mask(self, entropy: Callable[[], Tensor], mask: Tensor) -> Tensor | None:
+        """The tokens of the highest entropies over all processes, where GRPOConfig asks for them."""
+        quantile = self.args.top_entropy_quantile
+        if quantile >= 1.0:
+            return None
+        with torch.no_grad():
+            return cast(Tensor, self.get_high_entropy_mask(entropy(), mask, 1 - quantile))
 
     def _corrects_vllm(self) -> bool:
         return getattr(self, "use_vllm", False) and getattr(self, "vllm_importance_sampling_correction", False)
@@ -108,8 +128,8 @@ class FusedGRPOLossMixin:
         num_items = inputs["num_items_in_batch"].clamp(min=1.0) / self.accelerator.num_processes
         if self.model.training:
             num_items = num_items * self.current_gradient_accumulation_steps / self.args.steps_per_generation
-        # The ratios that correct for what vLLM sampled from, by token or [B, 1] by sequence.
-        ratios = inputs["importance_sampling_ratio"] if self._corrects_vllm() else None
+        divides_by_items, accumulation = self.loss_type in ITEM_LOSS_TYPES, self._accumulation()
+        bonus = self._entropy_coefficient()
         return {
             "old_logps": inputs.get("old_per_token_logps"),
             "ref_logps": inputs["ref_per_token_logps"] if self.beta != 0.0 else None,
@@ -126,7 +146,13 @@ class FusedGRPOLossMixin:
             "max_completion_length": self.max_completion_length,
             "num_items": num_items,
             "importance_sampling_level": self.importance_sampling_level,
-            "token_weights": None if ratios is None else ratios.expand(inputs["completion_ids"].shape),
+            # The ratios that correct for what vLLM sampled from, by token or [B, 1] by sequence.
+            "importance_sampling_ratio": inputs["importance_sampling_ratio"] if self._corrects_vllm() else None,
+            "off_policy_threshold": self.args.off_policy_mask_threshold,
+            "sampling_logps": inputs.get("sampling_per_token_logps"),
+            "entropy_coef": bonus / accumulation if divides_by_items else bonus,
+            "loss_scale": 1.0 if divides_by_items else 1.0 / accumulation,
+            **{name: getattr(self.args, name) for name in _VESPO_OPTIONS if hasattr(self.args, name)},
         }
 
     def _fused_loss(self, model: torch.nn.Module, inputs: dict[str, Any], mask: Tensor) -> GRPOLossOutput:
@@ -141,8 +167,17 @@ class FusedGRPOLossMixin:
             dtype = torch.float32 if self.args.cast_lm_head_to_fp32 else dtype
             bias = None if head.bias is None else head.bias.to(dtype)
             states = hidden[:, -width - 1 : -1].to(dtype)
+            weight = head.weight.to(dtype)
             with torch.autocast(device, enabled=False):
-                return linear_grpo_loss(states, head.weight.to(dtype), *tokens, bias=bias, **options)
+
+                def entropy() -> Tensor:
+                    ids, temperature = inputs["completion_ids"], self.temperature
+                    return linear_selective_logps(
+                        states, weight, ids, bias=bias, temperature=temperature, with_entropy=True
+                    )[1]
+
+                options["entropy_mask"] = self._entropy_mask(entropy, mask)
+                return linear_grpo_loss(states, weight, *tokens, bias=bias, **options)
 
         head = self.model.get_output_embeddings()
         # Exactly Linear: an adapter on the head is a subclass or a wrapper whose weight is not all of it.
@@ -159,6 +194,12 @@ class FusedGRPOLossMixin:
                 f"got {type(head).__name__} in {type(self.model).__name__}; turn the option off"
             )
         logits = self._completion_logits(model, inputs)[:, -width - 1 : -1]
+
+        def entropy() -> Tensor:
+            ids = inputs["completion_ids"]
+            return selective_logps(logits, ids, temperature=self.temperature, with_entropy=True)[1]
+
+        options["entropy_mask"] = self._entropy_mask(entropy, mask)
         return grpo_loss(logits, *tokens, inplace=True, **options)
 
     def _compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any]) -> Tensor:
@@ -169,8 +210,37 @@ class FusedGRPOLossMixin:
             mask = mask * inputs["tool_mask"]
         output = self._fused_loss(model, inputs, mask)
         self._log_fused_metrics(output, mask)
-        accumulation = self.current_gradient_accumulation_steps if self.model.training else 1
-        return output.loss if self.loss_type in ITEM_LOSS_TYPES else output.loss / accumulation
+        if getattr(self, "_entropy_bonus_enabled", False):
+            self._control_entropy(output, mask)
+        return output.loss
+
+    def _control_entropy(self, output: GRPOLossOutput, mask: Tensor) -> None:
+        """TRL's metrics of the bonus, and the adaptive coefficient for the next optimizer step."""
+        active = mask.bool()
+        chosen = self._entropy_mask(lambda: output.entropy, mask)
+        active = active if chosen is None else active & chosen
+        stats = torch.stack([(output.entropy * active).sum(), active.sum().to(output.entropy.dtype)])
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        bonus = self._entropy_coefficient() * stats[0] / stats[1].clamp(min=1)
+        accumulation = self._accumulation()
+        loss = output.loss.detach()
+        policy = loss + bonus / accumulation if self.loss_type in ITEM_LOSS_TYPES else loss * accumulation + bonus
+        metrics["policy_loss"].append(self.accelerator.gather(policy).nanmean().item())
+        if not self.model.training:
+            return
+        if self.use_adaptive_entropy:
+            window = self._entropy_window_stats
+            self._entropy_window_stats = stats if window is None else window + stats
+            if self.accelerator.sync_gradients:
+                total = self.accelerator.reduce(self._entropy_window_stats, reduction="sum")
+                entropy, step = (total[0] / total[1].clamp(min=1)).item(), self.args.entropy_coef_delta
+                if entropy <= self.args.entropy_target:
+                    self.entropy_coef = min(self.entropy_coef + step, self.args.entropy_coef_max)
+                else:
+                    self.entropy_coef = max(self.entropy_coef - step, self.args.entropy_coef_min)
+                self._last_world_entropy, self._entropy_window_stats = entropy, None
+        if self.accelerator.sync_gradients:
+            metrics["entropy_coef"].append(self.entropy_coef)
 
     def _log_fused_metrics(self, output: GRPOLossOutput, mask: Tensor) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
@@ -178,7 +248,7 @@ class FusedGRPOLossMixin:
         values = {"entropy": output.entropy.sum() / valid.clamp(min=1)}
         if self.loss_type == "cispo":
             values["cispo_clip_ratio"] = output.clip_fraction
-        elif self.loss_type != "sapo":
+        elif self.loss_type in _CLIPPED:
             values["clip_ratio/low_mean"] = output.clip_low_fraction
             values["clip_ratio/high_mean"] = output.clip_high_fraction
             values["clip_ratio/region_mean"] = output.clip_fraction
