@@ -83,8 +83,8 @@ class LossOptions(TypedDict, total=False):
         Tensor | None,
         Option(
             None,
-            "[B, T] or [B, 1], how much likelier a token was under the old policy than where it was sampled (see "
-            '``zoomzero_kernels.policy.corrections``): a factor as ``token_weights``, for "vespo" a part of the '
+            "[B, T] or [B, 1], how much likelier a token was under the old policy than where it was sampled, "
+            'truncated or masked by the caller: a factor as ``token_weights``, for "vespo" a part of the '
             "sequence's ratio.",
         ),
     ]
