@@ -166,7 +166,7 @@ def _train(
         raise
     finally:
         bar.close()
-    return ZoomZero(engine.model.eval(), engine.processor), history(trainer.state)
+    return ZoomZero(trainer.trained_model(), engine.processor), history(trainer.state)
 
 
 def _earlier_run(run: Path, *, resume: bool, start_over: bool, is_first: bool) -> Newest:

@@ -239,6 +239,11 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         settle_sharding(self.accelerator, self.args.fsdp_plugin_args)
         self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
 
+    def trained_model(self) -> PreTrainedModel:
+        """The trained model, whole and in evaluation mode; all processes call it together."""
+        self.policy.refresh(self._core())
+        return self.policy.model.eval()
+
     # -- runs --------------------------------------------------------------------------------------------------------
 
     def train(self, *args: Any, **keywords: Any) -> Any:
