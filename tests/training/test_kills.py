@@ -24,7 +24,7 @@ from zoomzero.annotations import load_annotations
 from zoomzero.synthetic import make_clips
 
 STEPS = 6
-KILLS = int(os.environ.get("ZOOMZERO_KILLS", "4"))
+KILLS = int(os.environ.get("ZOOMZERO_KILLS", "2"))
 START = "import sys; from zoomzero.cli import main; sys.exit(main())"
 
 
