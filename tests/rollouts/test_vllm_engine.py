@@ -25,7 +25,7 @@ from zoomzero.synthetic.clips import Clip
 import_vllm()
 
 OPTIONS = ("A", "B", "C", "D")
-SERVER_SECONDS = 300
+SERVER_SECONDS = 600
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Required, TypedDict, Unpack
 
 from zoomzero import intervals
 from zoomzero.budget.fill import fill_plan, refit_plan
@@ -113,14 +114,7 @@ def refit_frames(
     timestamps: Sequence[float],
     height: int,
     width: int,
-    *,
-    budget_tokens: int,
-    max_frames: int = MAX_FRAMES,
-    min_frame_tokens: int = MIN_FRAME_TOKENS,
-    max_frame_tokens: int = MAX_FRAME_TOKENS,
-    patch_size: int = PATCH_SIZE,
-    merge_size: int = MERGE_SIZE,
-    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+    **limits: Unpack[PlanLimits],
 ) -> FramePlan:
     """A plan whose frames were moved, as `Video.snapped_to_keyframes` does, fitted to the budget again.
 
@@ -128,8 +122,8 @@ def refit_frames(
         plan: of `plan_frames`, with the same limits.
         timestamps: seconds, rising; at least one, and no more than the plan has.
         height, width: pixels of the source as shown.
-        budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size, merge_size, temporal_patch_size: as
-            for `plan_frames`.
+        limits: budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size, merge_size and
+            temporal_patch_size as for `plan_frames`.
 
     Returns:
         FramePlan at these times; fewer frames may be larger, and its frames per second of planned time are fewer.
@@ -142,11 +136,36 @@ def refit_frames(
             f"refit_frames: there must be 1 to {len(plan.timestamps)} timestamps, as many as the plan has, got "
             f"{len(timestamps)}; plan anew"
         )
+    return refit_plan(plan, list(timestamps), (height, width), _limits(**limits))
+
+
+class PlanLimits(TypedDict, total=False):
+    """Arguments of `plan_frames` of the same names."""
+
+    budget_tokens: Required[int]
+    max_frames: int
+    min_frame_tokens: int
+    max_frame_tokens: int
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+
+
+def _limits(
+    *,
+    budget_tokens: int,
+    max_frames: int = MAX_FRAMES,
+    min_frame_tokens: int = MIN_FRAME_TOKENS,
+    max_frame_tokens: int = MAX_FRAME_TOKENS,
+    patch_size: int = PATCH_SIZE,
+    merge_size: int = MERGE_SIZE,
+    temporal_patch_size: int = TEMPORAL_PATCH_SIZE,
+) -> Limits:
     limits = Limits(
         budget_tokens, max_frames, min_frame_tokens, max_frame_tokens, patch_size * merge_size, temporal_patch_size
     )
     _check_limits(limits, patch_size, merge_size)
-    return refit_plan(plan, list(timestamps), (height, width), limits)
+    return limits
 
 
 def _check(duration: float, height: int, width: int, sample_fps: float, context_fraction: float, policy: str) -> None:

@@ -75,7 +75,10 @@ def _answers(engine: Engine, queries: list[Query], options: AnswerOptions, *, qu
     several = len(queries) > 1
     with engine.read(queries[0].video, options.budget_tokens, num_queries=len(queries)) as reading:
         if not quiet:
-            print(f"read: {len(reading.coarse.plan.timestamps)} frames of the whole video, {reading.seconds:.2f} s")
+            print(
+                f"read: {len(reading.coarse.plan.timestamps)} frames of the whole video, {reading.seconds:.2f} s",
+                flush=True,
+            )
 
         def on_pass(place: int, look: Pass) -> None:
             if not quiet:
@@ -93,7 +96,8 @@ def _answers(engine: Engine, queries: list[Query], options: AnswerOptions, *, qu
 def _print_pass(look: Pass, prefix: str) -> None:
     height, width = look.plan.size
     frames = f"{len(look.plan.timestamps)} frames of {width}x{height}, {look.cost.visual_tokens} visual tokens"
-    print(f"{prefix}{look.name:>6} pass: {frames}, {look.cost.seconds:.2f} s ({look.why})", flush=True)
+    at = f"; looked at {', '.join(map(_clock_span, look.looked_at))}" if look.looked_at else ""
+    print(f"{prefix}{look.name:>6} pass: {frames}, {look.cost.seconds:.2f} s{at} ({look.why})", flush=True)
     print(f"             {escaped(' '.join(look.text.split()))}", flush=True)
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, TypedDict, Unpack
 
 from zoomzero.prompts import OPTION_LETTERS
 from zoomzero.synthetic import render
@@ -45,17 +45,28 @@ class Clip:
     spec: ClipSpec
 
 
+class ClipKind(TypedDict, total=False):
+    """What clips are like."""
+
+    size: int
+    """Side of the square frames in pixels, a multiple of 64 (64, the default, or 448 are usual)."""
+    fps: int
+    """Frames per second, at least 4, which is the default."""
+    duration: float
+    """Length in seconds, at least 16 per sign appearance; 32 unless told."""
+    appearances: tuple[int, int]
+    """Fewest and most intervals in which each sign is shown; (1, 1), the default, is the easy set, (2, 3) with
+    duration=300 the hard one."""
+
+
 def make_clips(
     directory: str | os.PathLike[str],
     count: int,
     *,
     seed: int = 0,
-    size: int = 64,
-    fps: int = 4,
-    duration: float = 32.0,
-    appearances: tuple[int, int] = (1, 1),
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    **kind: Unpack[ClipKind],
 ) -> list[Clip]:
     """Make `count` real H.264 .mp4 files with two signs each, and one question a sign.
 
@@ -67,18 +78,20 @@ def make_clips(
         directory: folder for the files; made if missing.
         count: number of clips.
         seed: seed of the set.
-        size: side of the square frames in pixels, a multiple of 64 (64 or 448 are usual).
-        fps: frames per second, at least 4.
-        duration: length in seconds, at least 16 a sign appearance.
-        appearances: fewest and most intervals in which each sign is shown; (1, 1) is the easy set, (2, 3) with
-            duration=300 the hard one.
         workers: processes; all cores unless told.
         on_progress: called as on_progress(done, total) after each new file.
+        kind: what the clips are like: size, fps, duration and appearances, see `ClipKind`.
 
     Raises:
         ValueError: an option is out of its range.
+        TypeError: an unknown option.
         RuntimeError: a worker failed; its last words are in the message.
     """
+    chosen: dict[str, Any] = {**ClipKind(size=64, fps=4, duration=32.0, appearances=(1, 1)), **kind}
+    if len(chosen) > len(ClipKind.__annotations__):
+        unknown = ", ".join(name for name in kind if name not in ClipKind.__annotations__)
+        raise TypeError(f"make_clips: options must be among {', '.join(ClipKind.__annotations__)}, got {unknown}")
+    size, fps, duration, appearances = (chosen[name] for name in ("size", "fps", "duration", "appearances"))
     _check_options(count, size, fps, duration, appearances)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
