@@ -83,8 +83,8 @@ def _cost(engine: ZoomZero, video: Path, strategy: str, packets: list[int]) -> i
 def test_exact_frames_of_a_zoom_cost_their_own_groups_of_pictures(ten_minutes: Path, packets: list[int]) -> None:
     names = ("single", "coarse_to_fine", "rounds")
     costs = {name: _cost(_engine("exact"), ten_minutes, name, packets) for name in names}
-    # Exact frames two seconds apart need nearly every packet once.
-    assert 600 * RATE * 0.8 < costs["single"] <= 600 * RATE + 10
+    # Exact frames two seconds apart need every packet once, but for those that no other frame refers to.
+    assert 600 * RATE * 0.7 < costs["single"] <= 600 * RATE + 10
     # Two spans in two groups of pictures each.
     assert costs["coarse_to_fine"] - costs["single"] <= 3 * GOP
     assert costs["coarse_to_fine"] <= 1.3 * costs["single"]
