@@ -137,6 +137,31 @@ def test_never_holds_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(sizes) <= case.mask.sum() * 301 * 8 / 8
 
 
+# A KL term and an entropy bonus give a token of advantage 0 a gradient.
+@pytest.mark.parametrize(("options", "silent"), [({}, True), ({"beta": 0.1}, False), ({"entropy_coef": 0.1}, False)])
+def test_tokens_without_a_gradient_skip_its_matmuls(
+    options: dict[str, Any], silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(4, 6, 50)
+    case.advantages[:, ::2] = 0
+    learning = (case.mask & (case.advantages != 0)).sum() if silent else case.mask.sum()
+    options = {"old_logps": case.old_logps, "ref_logps": case.ref_logps, **options}
+    counts: list[int] = []
+    real = head.HeadGradients.add
+
+    def watch(gradients: head.HeadGradients, chunk: head.Chunk) -> None:
+        counts.append(chunk.rows.shape[0])
+        real(gradients, chunk)
+
+    monkeypatch.setattr(head.HeadGradients, "add", watch)
+    parameters = make_parameters(case)
+    output, grads = run(linear_grpo_loss, parameters, case, True, **options)
+    truth, truth_grads = run(reference.linear_grpo_loss, parameters, case, True, **options)
+    assert sum(counts) == learning
+    torch.testing.assert_close(output.logps, truth.logps)
+    torch.testing.assert_close(grads, truth_grads)
+
+
 def test_opcheck_and_compile() -> None:
     case = make_case()
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters(case))
