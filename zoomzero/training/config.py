@@ -83,9 +83,6 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
         self._check_choices()
         self._check_processes()
         super().__post_init__()
-        if self.ddp_find_unused_parameters is None:
-            # Every trained parameter has a gradient in every pass, so that DDP need not search.
-            self.ddp_find_unused_parameters = False
         self._check_supported()
         if self.per_device_train_batch_size % self.num_generations:
             raise ValueError(
