@@ -12,7 +12,7 @@ from zoomzero.child_processes import safe_children
 
 # Every command file has add(commands), its options, and run(options) -> exit status. Heavy imports (torch,
 # transformers, TRL) happen inside run, so that --help answers at once.
-from zoomzero.cli import answer, bench, demo, doctor, eval, report, train
+from zoomzero.cli import answer, bench, demo, doctor, eval, report, serve, train
 
 COMMANDS = {
     "demo": demo,
@@ -20,6 +20,7 @@ COMMANDS = {
     "train": train,
     "eval": eval,
     "report": report,
+    "serve": serve,
     "doctor": doctor,
     "bench": bench,
 }
