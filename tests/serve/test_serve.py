@@ -1,4 +1,4 @@
-"""The page of `zoomzero serve` end to end: a real server, a real upload in Chromium, and nothing asked of the network."""
+"""The page of `zoomzero serve`: a real server, a real upload in Chromium, and nothing asked of the network."""
 
 import os
 import signal
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from support.browser import Watched, chromium
+
 from zoomzero.synthetic import make_clips
 
 pytest.importorskip("gradio", reason="needs gradio (pip install 'zoomzero[serve]')")

@@ -80,7 +80,9 @@ def build_page(engine: ZoomZero, limits: ServeLimits, examples: Sequence[tuple[s
                 passes = gradio.HTML(label="Passes", elem_id="passes")
         if examples:
             gradio.Examples([list(row) for row in examples], [video, question, options], cache_examples=False)
-        button.click(ask, [video, question, options, strategy], [answer, passes], concurrency_limit=1, api_name=False)
+        button.click(
+            ask, [video, question, options, strategy], [answer, passes], concurrency_limit=1, api_visibility="private"
+        )
     page.queue(default_concurrency_limit=1, max_size=limits.max_waiting, api_open=False)
     return page
 
