@@ -80,9 +80,9 @@ def build_page(engine: ZoomZero, limits: ServeLimits, examples: Sequence[tuple[s
                 passes = gradio.HTML(label="Passes", elem_id="passes")
         if examples:
             gradio.Examples([list(row) for row in examples], [video, question, options], cache_examples=False)
-        button.click(
-            ask, [video, question, options, strategy], [answer, passes], concurrency_limit=1, api_visibility="private"
-        )
+        # Gradio takes False for a function without a public name; its annotation says texts alone.
+        unnamed: Any = False
+        button.click(ask, [video, question, options, strategy], [answer, passes], api_name=unnamed)
     page.queue(default_concurrency_limit=1, max_size=limits.max_waiting, api_open=False)
     return page
 
