@@ -226,7 +226,7 @@ def _trial_file(encoder: str) -> bytes | None:
 
     file = io.BytesIO()
     try:
-        with av.open(file, "w", format="matroska") as container, _quiet_stderr():
+        with _quiet_stderr(), av.open(file, "w", format="matroska") as container:
             stream: Any = container.add_stream(encoder, rate=4)
             stream.width = stream.height = TRIAL_SIDE
             stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
@@ -245,7 +245,7 @@ def _reads(data: bytes, backend: str) -> bool:
     if backend == "dali" and _version("nvidia-dali-cuda130") is None:
         return False
     try:
-        with open_video(data, backend=backend, time_limit=None) as video:
+        with _quiet_stderr(), open_video(data, backend=backend, time_limit=None) as video:
             frames, _ = video.frames_at(video.timestamps)
             return len(frames) == TRIAL_FRAMES
     except (VideoError, ImportError, RuntimeError):
@@ -254,7 +254,7 @@ def _reads(data: bytes, backend: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Encoders write greetings to the process's standard error, past Python."""
+    """Encoders write greetings, and DALI what it cannot read, to the process's standard error, past Python."""
     kept = os.dup(2)
     silence = os.open(os.devnull, os.O_WRONLY)
     try:

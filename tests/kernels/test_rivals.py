@@ -51,7 +51,7 @@ def test_advantages_a_token(loss_type: str, level: str) -> None:
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("chunk", [1, 5, 1000])
 def test_advantages_a_token_for_any_chunk(loss_type: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size: chunk)
+    monkeypatch.setattr(head, "rows_per_chunk", lambda *_: chunk)
     case = make_case(4, 6, 37)
     parameters = make_parameters()
     options = {"loss_type": loss_type, "max_completion_length": 9}

@@ -126,7 +126,7 @@ def test_keys_move_search_and_explain(opened: Any) -> None:
     page.keyboard.press("Escape")
     assert not page.locator("#keys").is_visible()
     page.keyboard.press("1")
-    assert page.locator(".tiles").is_visible()
+    page.locator(".tiles").wait_for()
 
 
 def test_a_link_opens_its_question_whatever_the_filters(opened: Any) -> None:

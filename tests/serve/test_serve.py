@@ -33,7 +33,7 @@ def server(folder: Path) -> Iterator[str]:
         assert process.stdout is not None
         assert ADDRESS in process.stdout.readline()
         yield ADDRESS
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         process.wait(timeout=60)
     # Clips and uploads are gone with the process.
     assert list(temporary.glob("zoomzero-serve-*")) == []
