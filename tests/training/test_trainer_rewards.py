@@ -96,7 +96,7 @@ def test_rewards_and_zoom_pass(
     monkeypatch.setattr(
         scoring,
         "next_token_logps",
-        lambda scorer, prompts: (
+        lambda scorer, prompts, forward_tokens: (
             asked.append((real(scorer, prompts), [len(p.input_ids) for p in prompts])) or asked[-1][0]
         ),
     )
@@ -123,7 +123,7 @@ def test_a_right_zoomed_answer_is_rewarded(
     encoder = _encoder(processor, model)
     answers = iter([rows[0]["answer"], "", f"({rows[0]['answer']})"])
 
-    def answer(scorer: Any, prompts: list[Any]) -> Tensor:
+    def answer(scorer: Any, prompts: list[Any], forward_tokens: int) -> Tensor:
         ids = processor.tokenizer(next(answers) or " ", add_special_tokens=False).input_ids
         logps = torch.full((len(prompts), len(processor.tokenizer)), -9.0)
         logps[:, ids[0]] = 0.0
