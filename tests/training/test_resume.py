@@ -304,3 +304,11 @@ def test_signals_are_left_alone_outside_the_main_thread() -> None:
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_with_no_sample_skipped(
+    whole: Whole, samples: list[Sample], tmp_path: Path
+) -> None:
+    shutil.copy(whole[0] / "skipped.jsonl", tmp_path)
+    _run(tmp_path, samples, save_every=1, resume=True)
+    _assert_equal_runs(tmp_path, whole[0])

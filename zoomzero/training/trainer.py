@@ -253,6 +253,9 @@ class ZoomZeroTrainer(CheckpointingTrainer):
             VideoError: the videos of more than max_skipped_fraction of the samples are unreadable.
         """
         self._rollout_step = None
+        if not (args[0] if args else keywords.get("resume_from_checkpoint")):
+            # A run that was killed before its first checkpoint may have written down what it skipped.
+            self._skipping.restore([], write=self.is_world_process_zero())
         try:
             with safe_children():
                 return super().train(*args, **keywords)
