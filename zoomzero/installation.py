@@ -181,20 +181,17 @@ def _ops(kernels: dict[str, Any]) -> Iterator[Fact]:
     gpu = torch.cuda.is_available()
     threads = torch.get_num_threads() if kernels["openmp"] else 1
     cpu = f"native CPU loop ({kernels['cpu_capability']}, {threads} threads)"
-    for name in OPS_IN_CUDA:
-        if kernels["backends"]["cuda"]:
-            yield Fact("op", name, f"CUDA kernel on the GPU, {cpu} for tensors on the CPU")
-        elif gpu:
-            yield Fact("op", name, f"{cpu}; this build has no CUDA kernels", ABSENT, "install with nvcc on the PATH")
-        else:
-            yield Fact("op", name, f"{cpu}: no GPU")
-    for name in OPS_IN_TRITON:
-        if kernels["backends"]["triton"]:
-            yield Fact("op", name, f"Triton kernel on the GPU, {cpu} for tensors on the CPU")
-        elif gpu:
-            yield Fact("op", name, f"{cpu}; Triton is missing", ABSENT, "pip install triton")
-        else:
-            yield Fact("op", name, f"{cpu}: no GPU")
+    for ops, language, missing, remedy in (
+        (OPS_IN_CUDA, "CUDA", "this build has no CUDA kernels", "install with nvcc on the PATH"),
+        (OPS_IN_TRITON, "Triton", "Triton is missing", "pip install triton"),
+    ):
+        for name in ops:
+            if kernels["backends"][language.lower()]:
+                yield Fact("op", name, f"{language} kernel on the GPU, {cpu} for tensors on the CPU")
+            elif gpu:
+                yield Fact("op", name, f"{cpu}; {missing}", ABSENT, remedy)
+            else:
+                yield Fact("op", name, f"{cpu}: no GPU")
     flash = kernels["shared_prefix_attention"]
     yield Fact("op", "shared_prefix_attention", f"torch's flash kernels where they fit: {_shown(flash)}; else dense")
 

@@ -379,8 +379,7 @@ void check_everything(int32_t num_threads) {
       check_policy_rows(type, vocab, num_threads);
       check_logp_rows(type, vocab, num_threads);
     }
-    check_token_resample(type, false, num_threads);
-    check_token_resample(type, true, num_threads);
+    for (const bool backward : {false, true}) check_token_resample(type, backward, num_threads);
     for (const FrameCase& c : {FrameCase{33, 47, 28, 56, {14, 2, 2}}, FrameCase{64, 90, 28, 28, {14, 2, 2}},
                                FrameCase{41, 50, 19, 31, {0, 1, 1}}, FrameCase{5, 7, 11, 13, {0, 1, 1}}}) {
       check_frame_resample(type, c, num_threads);
