@@ -174,8 +174,6 @@ def test_training_stops_when_too_many_are_unreadable(build: Build, rows: list[Ro
 def test_a_video_that_breaks_in_the_zoom_leaves_the_batch(
     build: Build, rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = build(rows)
-    trainer.model.train()
     encode = VideoInputs.read
 
     def breaking(self: VideoInputs, video: Video, plan: FramePlan) -> VideoPatches:
@@ -183,7 +181,10 @@ def test_a_video_that_breaks_in_the_zoom_leaves_the_batch(
             raise VideoError(video.path, "the frame at 3.000 s cannot be decoded")
         return encode(self, video, plan)
 
+    # Before the trainer is there: its reading threads keep the method that they were made with.
     monkeypatch.setattr(VideoInputs, "read", breaking)
+    trainer = build(rows)
+    trainer.model.train()
     groups = trainer._generate_and_score_completions(_batch(rows[0], rows[2], rows[1]))["groups"]
     assert len(groups.prompts) == 1
     assert groups.token_ids.shape[0] == groups.advantages.shape[0] == 4
