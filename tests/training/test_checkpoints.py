@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,20 @@ def test_an_incomplete_checkpoint_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / PARTIAL_FOLDER).exists()
 
 
-@pytest.fixture
+@contextmanager
 def small_disk() -> Iterator[None]:
-    """Files may not grow beyond 64 KiB: the kernel refuses the write as a full disk does."""
+    """Files may not grow beyond 64 KiB: the kernel refuses the write as a full disk does.
+
+    No fixture: pytest writes a test's letter before its fixtures end, and its output may be a larger file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def _as_safetensors(folder: Path) -> None:
@@ -128,7 +134,7 @@ def _as_text(folder: Path) -> None:
 # safetensors, torch and Python report a refused write by three kinds of exception.
 @pytest.mark.parametrize("write", [_as_safetensors, _as_torch, _as_text])
 def test_a_refused_write_keeps_the_last_checkpoint_and_names_file_and_disk(
-    tmp_path: Path, small_disk: None, write: Callable[[Path], None]
+    tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     good = _write(tmp_path, "checkpoint-3", 3)
     message = r"(large|model.safetensors): must be written, but the disk at /\S* \(\d+ MiB free\) refused it: .*"
@@ -139,13 +145,13 @@ def test_a_refused_write_keeps_the_last_checkpoint_and_names_file_and_disk(
             (folder / "config.json").write_text("{}")
             write(folder)
 
-    with pytest.raises(CheckpointError, match=message):
+    with small_disk(), pytest.raises(CheckpointError, match=message):
         attempt()
     assert newest_checkpoint(tmp_path).folder == good
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3"]
 
 
-def test_a_refused_write_of_the_final_model_leaves_the_old_one(tmp_path: Path, small_disk: None) -> None:
+def test_a_refused_write_of_the_final_model_leaves_the_old_one(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_text("old")
 
     def attempt() -> None:
@@ -153,7 +159,7 @@ def test_a_refused_write_of_the_final_model_leaves_the_old_one(tmp_path: Path, s
             (folder / "model.safetensors").write_text("new")
             _as_torch(folder)
 
-    with pytest.raises(CheckpointError, match=r"no complete checkpoint is there; make room"):
+    with small_disk(), pytest.raises(CheckpointError, match=r"no complete checkpoint is there; make room"):
         attempt()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
     with replaced_whole(tmp_path) as folder:
