@@ -107,4 +107,5 @@ ROW_PASSES: dict[str, Callable[[int], int]] = {
     "policy_rows_kernel": lambda element_bytes: 2 if element_bytes == 2 else 3,
     "logp_rows_kernel": lambda element_bytes: 1,
     "logp_rows_backward_kernel": lambda element_bytes: 2,
+    "scale_rows_kernel": lambda element_bytes: 2,
 }

@@ -30,6 +30,7 @@ from zoomzero_kernels.triton_kernels.policy_rows import (
     logp_rows_backward_kernel,
     logp_rows_kernel,
     policy_rows_kernel,
+    scale_rows_kernel,
 )
 from zoomzero_kernels.triton_kernels.token_advantages import token_advantages_kernel
 from zoomzero_kernels.triton_kernels.variants import compile_variant, variants
@@ -119,6 +120,28 @@ def test_logp_rows_ptx(run_ptx: Any, capability: int) -> None:
             **options, order=order,
         )  # fmt: skip
         torch.testing.assert_close(grad, want_grad, rtol=1.6e-2, atol=1.6e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scale_rows_ptx(run_ptx: Any, ptxhost: ModuleType, dtype: torch.dtype) -> None:
+    wide = torch.randn(3, 4, 120, generator=torch.Generator().manual_seed(0)).to(dtype)
+    grad, expected = wide[:, 1:3, 5:106], wide.clone()
+    expected[:, 1:3, 5:106] *= 0.3
+
+    def scale(rows: torch.Tensor, by: float) -> None:
+        # Six rows for four programs, two turns a row.
+        run_ptx(
+            scale_rows_kernel, (4,), rows, torch.tensor(by), *grad.stride()[:2], 6, 2, 101,
+            ALIGNED=False, BLOCK=64, TOGETHER=1, num_warps=2, cc=90,
+        )  # fmt: skip
+
+    scale(grad, 0.3)
+    torch.testing.assert_close(wide, expected, rtol=0, atol=0)
+    # Without memory every access is an error, and under a factor of 1 there is none.
+    nothing = wide.new_empty(0)
+    scale(nothing, 1.0)
+    with pytest.raises(ptxhost.PtxError):
+        scale(nothing, 0.3)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 120])

@@ -30,6 +30,7 @@ from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
     logp_rows_launch,
     policy_rows_launch,
+    scale_rows_launch,
 )
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
 
@@ -135,6 +136,17 @@ def test_logp_rows(vocab: int, dtype: torch.dtype, with_entropy: bool) -> None:
     rows.logp_rows_backward(logits, case.token_ids, case.mask, saved, wanted, 0.7, want_grad)
     run(logp_rows_backward_launch(logits, case.token_ids, case.mask, 0.7, saved, wanted, grad))
     torch.testing.assert_close(grad, want_grad, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("vocab", [37, 8208])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("scale", [1.0, 0.0, -0.3, math.nan])
+def test_scale_rows(vocab: int, dtype: torch.dtype, scale: float) -> None:
+    grad = make_case(2, 4, vocab).logits.to(dtype)
+    expected = grad * torch.tensor(scale)
+    run(scale_rows_launch(grad, torch.tensor(scale)))
+    tolerance = 0.0 if scale == 1.0 else TOLERANCE[dtype]  # the interpreter rounds bfloat16 its own way
+    torch.testing.assert_close(grad, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def run_advantages(inputs: list[Tensor], normalize: str, eps: float = 1e-6) -> Tensor:

@@ -19,6 +19,7 @@ from zoomzero_kernels.triton_kernels.policy_rows_launch import (
     logp_rows_backward_launch,
     logp_rows_launch,
     policy_rows_launch,
+    scale_rows_launch,
 )
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
 from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS
@@ -37,7 +38,7 @@ class Expected:
 
 
 def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
-    """The three row kernels on [2, 3, vocab] logits; the truth is the CPU kernels'."""
+    """The row kernels on [2, 3, vocab] logits; the truth is the CPU kernels'."""
     case = make_case(2, 3, vocab)
     case.mask[1, 2] = False
     logits = case.logits.to(dtype)
@@ -66,6 +67,9 @@ def row_launches(vocab: int, dtype: torch.dtype) -> Iterator[Expected]:
     rows.logp_rows_backward(*inputs, saved, slopes, 0.7, truth_grad)
     launch = logp_rows_backward_launch(*inputs, 0.7, saved, slopes, grad)
     yield Expected(launch, (grad,), (truth_grad,), tolerance)
+
+    grad, scale = logits.clone(), torch.tensor(-0.7)
+    yield Expected(scale_rows_launch(grad, scale), (grad,), (logits * scale,), tolerance)
 
 
 def advantage_launches() -> Iterator[Expected]:

@@ -143,3 +143,19 @@ def logp_rows_backward(
         )
     else:
         launch.run(policy_rows_launch.logp_rows_backward_launch(*inputs, ready, wanted, grad))
+
+
+def scale_in_place(grad: Tensor, scale: Tensor) -> None:
+    """``grad *= scale`` for a 0-d ``scale`` on the same device, without a pass over memory where it is 1.
+
+    grad: [..., V], any strides. On CUDA the kernel looks at the scale, so that nobody waits for the device.
+    """
+    if scale.device.type == "cpu":
+        if float(scale) != 1.0:
+            grad.mul_(scale)
+        return
+    rows = grad.unsqueeze(0) if grad.dim() == 2 else grad if grad.dim() == 3 else grad.view(1, 1, -1)
+    if back_end(grad) == "triton" and rows.stride(-1) == 1 and scale.dtype == torch.float32:
+        launch.run(policy_rows_launch.scale_rows_launch(rows, scale))
+    else:
+        grad.mul_(scale)

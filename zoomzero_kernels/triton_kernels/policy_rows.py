@@ -32,6 +32,7 @@ _TOKEN_POINTERS = (
     "entropy_weights_ptr", "loss_ptr", "logps_ptr", "entropy_ptr", "kl_ptr", "clipped_ptr",
 )  # fmt: skip
 _LOGP_LENGTHS = ("stride_sequence", "stride_token", "num_tokens", "vocab_size")
+_SCALE_LENGTHS = ("stride_sequence", "stride_token", "num_rows", "num_tokens", "vocab_size")
 _LOGP_POINTERS = ("token_ids_ptr", "mask_ptr", "logps_ptr", "entropy_ptr", "normaliser_ptr")
 _BACKWARD_POINTERS = (
     "token_ids_ptr", "mask_ptr", "entropy_ptr", "normaliser_ptr", "grad_logps_ptr", "grad_entropy_ptr",
@@ -114,6 +115,16 @@ def _token_logit(row_ptr, token, vocab_size):
     """Logit of the token. One outside the vocabulary gives NaN, where a read past the row would hide it."""
     inside = (token >= 0) & (token < vocab_size)
     return tl.load(row_ptr + token, mask=inside, other=float("nan")).to(tl.float32)
+
+
+@triton.jit
+def _hold_registers(values_ptr, BLOCK: tl.constexpr):
+    """Make the compiler give every thread more than 32 registers; never run. See Note [One program an SM].
+
+    It needs 32 values of a thread until their maximum is known.
+    """
+    values = tl.load(values_ptr + tl.arange(0, 4 * BLOCK), volatile=True)
+    tl.store(values_ptr, tl.sum(tl.exp(values - tl.max(values, 0)), 0))
 
 
 @triton.jit
@@ -240,6 +251,8 @@ def policy_rows_kernel(
     if tl.load(mask_ptr + row) == 0:
         if with_grad != 0:
             _clear_row(grad_row, vocab_size, BLOCK)
+        if with_grad == 2:  # it is 0 or 1
+            _hold_registers(loss_ptr, BLOCK)
         return
     row_ptr = logits_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
     # Asked for before the first loop, which hides their way from memory.
@@ -343,3 +356,19 @@ def logp_rows_backward_kernel(
         tl.load(normaliser_ptr + 2 * row + 1), token, _token_logit(row_ptr, token, vocab_size), slope,
         tl.load(entropy_ptr + row), entropy_slope, BLOCK, "",
     )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=_SCALE_LENGTHS, do_not_specialize_on_alignment=("scale_ptr",))
+def scale_rows_kernel(
+    grad_ptr, scale_ptr, stride_sequence: tl.int64, stride_token: tl.int64, num_rows: tl.int64, num_tokens: tl.int32,
+    vocab_size: tl.int32, ALIGNED: tl.constexpr, BLOCK: tl.constexpr, TOGETHER: tl.constexpr,
+):  # fmt: skip
+    """Multiply stored gradients by a number that only the device knows; where it is 1 they are not touched."""
+    scale = tl.load(scale_ptr)
+    if scale != 1.0:
+        vocab_size = _shown_multiple(vocab_size, ALIGNED)
+        for row in range(tl.program_id(0).to(tl.int64), num_rows, tl.num_programs(0)):
+            row_ptr = grad_ptr + _row_offset(row, num_tokens, stride_sequence, stride_token, ALIGNED)
+            for start in range(0, vocab_size, BLOCK):
+                offsets, grad = _load_block(row_ptr, start, vocab_size, BLOCK, "evict_first")
+                _store_block(row_ptr, offsets, grad * scale, vocab_size, "evict_first")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # these stand above: the passes over rows launch what is here
     from zoomzero_kernels.policy.objectives import PolicyOptions
     from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs
 
+# Programs of scale_rows_kernel: enough to fill any GPU, few enough to end at once where there is nothing to do.
+_MOST_SCALE_PROGRAMS = 1024
 _LOGIT_TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -100,3 +102,10 @@ def logp_rows_backward_launch(
         int(slopes.entropy is not None),
     )
     return Launch(_variant("logp_rows_backward_kernel", logits, grad), mask.numel(), arguments)
+
+
+def scale_rows_launch(grad: Tensor, scale: Tensor) -> Launch:
+    """grad [B, T, V] with unit stride in V, multiplied in place by scale, 0-d float32."""
+    num_rows = grad.shape[0] * grad.shape[1]
+    arguments: Arguments = (grad, scale, *grad.stride()[:2], num_rows, *grad.shape[1:])
+    return Launch(_variant("scale_rows_kernel", grad, grad), min(num_rows, _MOST_SCALE_PROGRAMS), arguments)

@@ -18,7 +18,8 @@ from typing import Any
 # Logits that a program of the row kernels handles at a time, and its warps.
 #
 # Note [One program an SM]: the second read of a row hits the L2 cache only if the rows in flight fit it. 1,024 threads
-# of more than 32 registers fill an SM with one program: 132 rows of 300 kB on an H100, in a cache of 50 MB. Eight
+# of more than 32 registers fill an SM with one program: 132 rows of 300 kB on an H100, in a cache of 50 MB. The policy
+# kernel holds so many on purpose, since for sm_100 the compiler would make do with 32. Eight
 # logits a thread keep the running sums in registers on sm_80, 90 and 100. A small vocabulary leaves threads idle rather
 # than having a variant of its own.
 ROW_BLOCK = 8192
@@ -29,7 +30,7 @@ TOKEN_BLOCK = 512
 # Left to itself, ptxas allots 40 registers where the float64 divisions need more, and spills.
 ADVANTAGE_OPTIONS = {"num_warps": 4, "maxnreg": 128}
 
-ROW_KERNELS = ("policy_rows_kernel", "logp_rows_kernel", "logp_rows_backward_kernel")
+ROW_KERNELS = ("policy_rows_kernel", "logp_rows_kernel", "logp_rows_backward_kernel", "scale_rows_kernel")
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 LOGIT_TYPES = tuple(_BYTES)
 NORMALIZATIONS = ("tokens", "segments", "rewards", "sequence", "none")
