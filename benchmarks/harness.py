@@ -30,12 +30,14 @@ _MEASURE_FLAG = "--measure-memory"
 class Timing:
     """Wall-clock milliseconds of one candidate; ``seconds`` keeps every round for ratios.
 
+    cold_ms: median of the first call of a turn, after other candidates' work; the only call where a turn has one.
     cpu_ms: median processor time of all threads, which a machine shared with others bends less.
     """
 
     median_ms: float
     p20_ms: float
     p80_ms: float
+    cold_ms: float
     cpu_ms: float
     seconds: tuple[float, ...]
     cpu_seconds: tuple[float, ...]
@@ -91,14 +93,17 @@ def interleave(
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     cpu_seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    cold_seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_index in range(warmup + rounds):
         for name, run in candidates.items():
-            for _ in range(repeats):
+            for repeat in range(repeats):
                 if prepare is not None and name in prepare:
                     prepare[name]()
                 cpu_start = time.process_time()
                 elapsed = seconds_of(run, device)
                 cpu_elapsed = time.process_time() - cpu_start
+                if repeat == 0 and round_index >= warmup:
+                    cold_seconds[name].append(elapsed)
             if round_index >= warmup:
                 seconds[name].append(elapsed)
                 cpu_seconds[name].append(cpu_elapsed)
@@ -107,6 +112,7 @@ def interleave(
             median_ms=statistics.median(values) * 1e3,
             p20_ms=percentile(values, 0.2) * 1e3,
             p80_ms=percentile(values, 0.8) * 1e3,
+            cold_ms=statistics.median(cold_seconds[name]) * 1e3,
             cpu_ms=statistics.median(cpu_seconds[name]) * 1e3,
             seconds=tuple(values),
             cpu_seconds=tuple(cpu_seconds[name]),

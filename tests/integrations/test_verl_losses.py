@@ -1,4 +1,4 @@
-"""The loss types that verl has too, and its selections over a batch, against verl's own functions; skipped without it."""
+"""Loss types that verl has too, and its selections over a batch, against verl's own functions; skipped without it."""
 
 from __future__ import annotations
 

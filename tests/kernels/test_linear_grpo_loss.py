@@ -162,6 +162,71 @@ def test_tokens_without_a_gradient_skip_its_matmuls(
     torch.testing.assert_close(grads, truth_grads)
 
 
+# float16 gradients are stored without a factor, and 16-bit sums are rounded once: both are added by way of a copy.
+@pytest.mark.parametrize(
+    ("dtype", "total_dtype"),
+    [
+        (torch.float64, torch.float64), (torch.float32, torch.float32), (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32),
+    ],
+)  # fmt: skip
+def test_the_gradient_of_the_weight_is_added(
+    dtype: torch.dtype, total_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "rows_per_chunk", lambda num_rows, vocab_size, like: 4)
+    case = make_case(4, 5, 37)
+    hidden, weight, bias = (tensor.to(dtype).requires_grad_() for tensor in make_parameters(case))
+    options = {"old_logps": case.old_logps, "bias": bias, "loss_scale": 0.5}
+    expected = torch.autograd.grad(linear_grpo_loss(hidden, weight, *case.tokens, **options).loss, [hidden, weight])
+    total = torch.ones(weight.shape, dtype=total_dtype)
+    with torch.no_grad():
+        linear_grpo_loss(hidden, weight, *case.tokens, grad_weight=total, **options)
+    assert (total == 1).all()
+    linear_grpo_loss(hidden, weight, *case.tokens, grad_weight=total, **options).loss.backward()
+    assert weight.grad is None
+    torch.testing.assert_close(hidden.grad, expected[0])
+    tolerance = {torch.bfloat16: 1e-2, torch.float16: 2e-3}.get(dtype, 1e-6)
+    torch.testing.assert_close(total.double(), 1 + expected[1].double(), rtol=tolerance, atol=tolerance)
+    # Of a weight of which nothing else is wanted, and of masked tokens only.
+    again = torch.zeros_like(total)
+    loss = linear_grpo_loss(hidden.detach(), weight, *case.tokens, grad_weight=again, old_logps=case.old_logps).loss
+    assert not loss.requires_grad
+    assert again.ne(0).any()
+    nothing = (*case.tokens[:2], torch.zeros_like(case.mask))
+    linear_grpo_loss(hidden, weight, *nothing, grad_weight=again.zero_()).loss.backward()
+    assert (again == 0).all()
+
+
+def test_the_gradient_of_a_weight_under_autocast_is_added_in_float32() -> None:
+    case = make_case(4, 5, 37)
+    hidden, weight, _ = (tensor.float().requires_grad_() for tensor in make_parameters(case))
+    narrow = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight)]
+    expected = torch.zeros(weight.shape)
+    linear_grpo_loss(*narrow, *case.tokens, grad_weight=expected)
+    total = torch.zeros(weight.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        linear_grpo_loss(hidden, weight, *case.tokens, grad_weight=total)
+    assert torch.equal(total, expected)
+    assert total.ne(0).any()
+
+
+@pytest.mark.parametrize(
+    ("grad_weight", "options", "message"),
+    [
+        (torch.zeros(36, 8), {}, r"must be torch.float32 \[37, 8\] .*, got float32 \[36, 8\]; pass weight.grad"),
+        (torch.zeros(37, 8).half(), {}, r"must be torch.float32 .*, got float16"),
+        (torch.zeros(37, 8, requires_grad=True), {}, "that requires no gradient"),
+        (torch.zeros(37, 8, device="meta"), {}, "grad_weight must be on cpu, got meta"),
+        (torch.zeros(37, 8), {"loss_type": "vespo"}, "needs a loss without terms of whole sequences, got .*'vespo'"),
+    ],
+)
+def test_bad_targets_of_the_gradient(grad_weight: Tensor, options: dict[str, Any], message: str) -> None:
+    case = make_case()
+    hidden, weight, _ = (tensor.float() for tensor in make_parameters(case))
+    with pytest.raises(ValueError, match=message):
+        linear_grpo_loss(hidden, weight, *case.tokens, grad_weight=grad_weight, **options)
+
+
 def test_opcheck_and_compile() -> None:
     case = make_case()
     hidden, weight, bias = (tensor.float().requires_grad_() for tensor in make_parameters(case))
@@ -169,6 +234,12 @@ def test_opcheck_and_compile() -> None:
     tensors = PolicyTensors(case.token_ids, case.mask, case.advantages, weights, None, case.ref_logps)
     arguments = (hidden, weight, bias, tensors, PolicyOptions(beta=0.1, unbiased_kl=1.0), [1.0, 0.0], [True] * 3)
     torch.library.opcheck(torch.ops.zoomzero.linear_grpo_loss.default, arguments)
+    # A second time into the same tensor would be another sum: nothing of autograd is checked of it.
+    adding = (torch.zeros_like(weight), *(None if x is None else x.detach() for x in arguments[:3]), *arguments[3:-1])
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.zoomzero.linear_grpo_loss_.default, (*adding, [True, False, True]), test_utils=checks
+    )
 
     def step(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear_grpo_loss(hidden, weight, *case.tokens, bias=bias, old_logps=case.old_logps).loss * 2

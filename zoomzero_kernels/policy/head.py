@@ -49,6 +49,17 @@ def check_head(op: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> 
         check_device(op, name, tensor, hidden)
 
 
+def check_grad_weight(op: str, grad_weight: Tensor, multiplied: Tensor, weight: Tensor) -> None:
+    """Check what takes the gradient of a weight [V, D], that of ``multiplied``: the weight as autocast left it."""
+    dtypes = (sum_dtype(multiplied), weight.dtype)
+    if grad_weight.shape != weight.shape or grad_weight.dtype not in dtypes or grad_weight.requires_grad:
+        raise ValueError(
+            f"{op}: grad_weight must be {' or '.join(dict.fromkeys(map(str, dtypes)))} {list(weight.shape)} that "
+            f"requires no gradient, got {describe(grad_weight)}; pass weight.grad or torch.zeros_like(weight)"
+        )
+    check_device(op, "grad_weight", grad_weight, weight)
+
+
 class HeadInputs(NamedTuple):
     """A head as the ops multiply with it: hidden [B, T, D], weight [V, D], bias [V] or None."""
 
@@ -179,18 +190,25 @@ def empty_gradients(hidden: Tensor, weight: Tensor, needs: HeadNeeds) -> tuple[T
     return first, second, third
 
 
+def sum_dtype(weight: Tensor) -> torch.dtype:
+    """In which a weight's gradient is summed over chunks of rows: float32 for 16-bit weights, else the weight's own."""
+    return torch.float32 if weight.dtype in _HALVES else weight.dtype
+
+
 class HeadGradients:
     """Accumulates the gradients of hidden rows, weight and bias over chunks of rows.
 
-    The weight's gradient is summed in float32 for 16-bit weights, in the weight's dtype otherwise.
+    sums: [V, D] of the dtype of `sum_dtype`, to which the weight's gradient is added; a tensor of its own if None.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, needs: HeadNeeds) -> None:
-        wide = torch.float32 if weight.dtype in _HALVES else weight.dtype
+    def __init__(self, rows: Tensor, weight: Tensor, needs: HeadNeeds, sums: Tensor | None = None) -> None:
+        wide = sum_dtype(weight)
         self._weight = weight
-        self._started = False
+        self._started = sums is not None
         self.hidden = torch.empty_like(rows) if needs.hidden else None
-        self.weight = torch.empty(weight.shape, dtype=wide, device=weight.device) if needs.weight else None
+        self.weight = sums
+        if sums is None and needs.weight:
+            self.weight = torch.empty(weight.shape, dtype=wide, device=weight.device)
         self.bias = torch.zeros(weight.shape[0], dtype=wide, device=weight.device) if needs.bias else None
 
     def add(self, chunk: Chunk) -> None:
@@ -220,6 +238,12 @@ class HeadGradients:
             else:
                 torch.mm(left, right, out=self.weight)
         self._started = True
+
+    def add_weight_to(self, total: Tensor, scale: Tensor) -> None:
+        """Leave the weight's gradient times ``scale`` in ``total`` [V, D], added, and not among the results."""
+        if self.weight is not None and self.weight is not total and self._started:
+            total += self.weight.mul_(scale)
+        self.weight = None
 
     def results(self, hidden: Tensor, rows: ValidRows) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of hidden [B, T, D], weight [V, D] and bias [V] in their dtypes; empty where not wanted."""

@@ -34,8 +34,8 @@ def _scaled(grad: Tensor, scale: Tensor) -> Tensor:
     """``grad * scale`` for a 0-d ``scale``, without a second buffer where none is needed.
 
     Note [Handing out]: a stored gradient leaves this module once at most, in the backward pass that gives the graph up.
-    Then nobody else holds it: it is multiplied in place, and not even read where the scale is 1. While the graph is kept
-    every pass returns a tensor of its own, so what autograd has handed out is never written again.
+    Then nobody else holds it: it is multiplied in place, and not even read where the scale is 1. While the graph is
+    kept every pass returns a tensor of its own, so what autograd has handed out is never written again.
     """
     # Tracers see tensors without values (subclasses of Tensor outside of dynamo), and plan the memory themselves.
     if torch.compiler.is_compiling() or type(grad) is not torch.Tensor or type(scale) is not torch.Tensor:
