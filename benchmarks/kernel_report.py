@@ -75,8 +75,7 @@ def frame_resample_shared_bytes() -> int:
     frames = torch.zeros(1, 1, 1, 3, dtype=torch.uint8).expand(32, 720, 1280, 3)
     out = torch.empty(0)
     params = native_params(frames, None, out, (672, 1176), (0.0, 0.0, 0.0, 1.0, 1.0, 1.0), (14, 2, 2), 1)
-    _, _, (_, _, shared_bytes) = _C.frame_resample_launch(params, 132)
-    return shared_bytes
+    return _C.frame_resample_launch(params, 132).shared_bytes
 
 
 def row(kernel: str, arch: int, threads: int, usage: dict[str, int], dynamic_shared: int) -> dict[str, Any]:

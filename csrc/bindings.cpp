@@ -18,6 +18,7 @@ PYBIND11_MODULE(_C, m) {
       .value("BFLOAT16", zoomzero::ElementType::kBFloat16)
       .value("FLOAT16", zoomzero::ElementType::kFloat16);
   m.def("cpu_capability", &zoomzero::cpu_capability_name, "Instruction set that the CPU kernels chose.");
+  zoomzero::bind_cuda_kernels(m);
   zoomzero::bind_embedded_kernels(m);
   zoomzero::bind_frame_resample(m);
   zoomzero::bind_policy_rows(m);

@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, _built, driver
+from zoomzero_kernels import cuda_kernels
 
 OPTION = "ZOOMZERO_CHECK_VALUES"
 
@@ -18,26 +18,16 @@ def values_are_checked(tensor: Tensor) -> bool:
 
 
 def require_cuda_build(op: str, device: torch.device) -> None:
-    """Raise where ``device`` is a GPU that this build of the CUDA kernels cannot serve.
+    """Raise where ``device`` is a GPU that the CUDA kernels cannot serve.
 
     Raises:
-        ValueError: the native module was built without CUDA kernels, or the GPU is older than compute capability 8.0.
-        RuntimeError: the driver is older than the CUDA release of the build.
+        RuntimeError: there are none for its driver, nor an NVRTC that compiles them.
+        ValueError: the GPU is older than compute capability 8.0.
     """
     if device.type != "cuda":
         return
-    if not _C.WITH_CUDA:
-        raise ValueError(
-            f"{op}: this build of zoomzero has no CUDA kernels, got tensors on {device}; install nvcc, then "
-            "`pip install --force-reinstall --no-deps --no-cache-dir .` with ZOOMZERO_CUDA=ON"
-        )
-    if driver.too_old_for_the_build():
-        found = ".".join(map(str, driver.driver_cuda() or ()))
-        built = _built.CUDA_VERSION
-        raise RuntimeError(
-            f"{op}: kernels built with CUDA {built} need a driver for CUDA {built.split('.')[0]}.0 or newer, got a "
-            f"driver for CUDA {found}; update the driver, or build zoomzero with the nvcc of that release"
-        )
+    if cuda_kernels.way() is None:
+        raise RuntimeError(f"{op}: {cuda_kernels.what_is_missing()}")
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, native
+from zoomzero_kernels import _C, cuda_kernels, native
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import require_cuda_build, values_are_checked
 from zoomzero_kernels.frame_resample_arguments import (
@@ -177,8 +177,8 @@ def _fill(
     if frames.device.type == "cpu":
         _C.frame_resample_cpu(params, torch.get_num_threads())
     else:
-        with torch.cuda.device(frames.device):
-            _C.frame_resample_cuda(params, frames.device.index, native.stream(frames.device))
+        num_processors = torch.cuda.get_device_properties(frames.device).multi_processor_count
+        cuda_kernels.run("frame_resample", _C.frame_resample_launch(params, num_processors), frames.device)
 
 
 @torch.library.custom_op("zoomzero::frame_resample", mutates_args=())

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, native
+from zoomzero_kernels import _C, cuda_kernels, native
 from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.checks import require_cuda_build
 
@@ -189,8 +189,7 @@ def _resample(values: Tensor, grids: _Grids, *, backward: bool) -> Tensor:
     if values.device.type == "cpu":
         _C.token_resample_cpu(params, torch.get_num_threads())
     else:
-        with torch.cuda.device(values.device):
-            _C.token_resample_cuda(params, values.device.index, native.stream(values.device))
+        cuda_kernels.run("token_resample", _C.token_resample_launch(params), values.device)
     return out
 
 

@@ -2,12 +2,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <string>
 #include <tuple>
 
 #include "bindings.h"
 #include "common/addresses.h"
-#include "common/cuda.h"
 #include "frame_resample/op.h"
 
 namespace zoomzero {
@@ -77,32 +75,6 @@ FrameResampleParams frame_resample_params(const FrameArray& frames, Address indi
   return params;
 }
 
-#ifdef ZOOMZERO_WITH_CUDA
-void launch_on_cuda(const FrameResampleParams& params, int32_t device, Address stream) {
-  check_cuda(cudaSetDevice(device), "frame_resample");
-  int num_processors = 0;
-  check_cuda(cudaDeviceGetAttribute(&num_processors, cudaDevAttrMultiProcessorCount, device), "frame_resample");
-  const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
-  if (launch.shared_bytes == 0) {
-    throw pybind11::value_error("frame_resample: on CUDA a side may shrink by a factor of about 200 at most, got " +
-                                std::to_string(params.in_h) + "x" + std::to_string(params.in_w) + " to " +
-                                std::to_string(params.out_h) + "x" + std::to_string(params.out_w) +
-                                "; resize in two steps");
-  }
-  check_cuda(frame_resample_cuda(params, launch, stream_at(stream)), "frame_resample");
-}
-#endif
-
-// What a launch on a GPU of num_processors would pass to the CUDA kernel: the bytes of both parameters, the number of
-// blocks, the threads of each and its bytes of shared memory. For tools that run the compiled kernel without a GPU.
-std::tuple<pybind11::bytes, pybind11::bytes, std::array<int64_t, 3>> frame_resample_launch(
-    const FrameResampleParams& params, int32_t num_processors) {
-  const FrameResampleLaunch launch = plan_frame_resample_cuda(params, num_processors);
-  return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)),
-          pybind11::bytes(reinterpret_cast<const char*>(&launch), sizeof(launch)),
-          {params.num_frames * launch.num_strips * launch.num_blocks_y, launch.threads, launch.shared_bytes}};
-}
-
 }  // namespace
 
 void bind_frame_resample(pybind11::module_& m) {
@@ -113,9 +85,6 @@ void bind_frame_resample(pybind11::module_& m) {
   m.def("frame_resample_cpu_taps_multiple", &frame_resample_cpu_taps_multiple);
   m.def("frame_resample_cpu", &frame_resample_cpu, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("frame_resample_launch", &frame_resample_launch);
-#ifdef ZOOMZERO_WITH_CUDA
-  m.def("frame_resample_cuda", &launch_on_cuda);
-#endif
 }
 
 }  // namespace zoomzero

@@ -1,12 +1,11 @@
 // frame_resample: uint8 video frames -> normalised model inputs in one pass. Parameters and launchers.
 #pragma once
 
+#include <string>
+
+#include "cuda_kernels/op.h"
 #include "frame_resample/bicubic_axis.h"
 #include "frame_resample/params.h"
-
-#if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
-#include <cuda_runtime_api.h>
-#endif
 
 namespace zoomzero {
 
@@ -19,9 +18,11 @@ int32_t frame_resample_cpu_taps_multiple();
 // memory.
 FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32_t num_processors);
 
-#if defined(ZOOMZERO_WITH_CUDA) || defined(__CUDACC__)
-// All pointers in device memory. Launches on `stream` and returns the launch's status; nothing waits.
-cudaError_t frame_resample_cuda(const FrameResampleParams& p, const FrameResampleLaunch& launch, cudaStream_t stream);
-#endif
+// The kernel for outputs of `type`.
+std::string frame_resample_kernel_name(ElementType type);
+
+// The launch of the CUDA kernel on a GPU of num_processors; all pointers in device memory. Throws std::invalid_argument
+// where the downsampling ratio is too large for a block's memory, or the frames are too many for a grid.
+KernelLaunch frame_resample_launch(const FrameResampleParams& p, int32_t num_processors);
 
 }  // namespace zoomzero

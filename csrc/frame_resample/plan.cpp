@@ -2,6 +2,8 @@
 // without a GPU.
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
+#include <string>
 
 #include "frame_resample/op.h"
 
@@ -131,6 +133,32 @@ FrameResampleLaunch plan_frame_resample_cuda(const FrameResampleParams& p, int32
   launch.block_rows = static_cast<int32_t>((units_y + splits - 1) / splits) * unit_h;
   launch.num_blocks_y = (p.out_h + launch.block_rows - 1) / launch.block_rows;
   return launch;
+}
+
+std::string frame_resample_kernel_name(ElementType type) {
+  return std::string("zoomzero::frame_resample_kernel<") + device_name(type) + ">";
+}
+
+KernelLaunch frame_resample_launch(const FrameResampleParams& p, int32_t num_processors) {
+  const FrameResampleLaunch launch = plan_frame_resample_cuda(p, num_processors);
+  const auto described = [&p] {
+    return std::to_string(p.num_frames) + " frames of " + std::to_string(p.in_h) + "x" + std::to_string(p.in_w) +
+           " to " + std::to_string(p.out_h) + "x" + std::to_string(p.out_w);
+  };
+  if (launch.shared_bytes == 0) {
+    throw std::invalid_argument("frame_resample: on CUDA a side may shrink by a factor of about 200 at most, got " +
+                                described() + "; resize in two steps");
+  }
+  const int64_t num_blocks = p.num_frames * launch.num_strips * launch.num_blocks_y;
+  if (num_blocks > INT32_MAX) {
+    throw std::invalid_argument("frame_resample: on CUDA a call may have 2^31 - 1 blocks at most, got " +
+                                std::to_string(num_blocks) + " for " + described() + "; take fewer frames a call");
+  }
+  return {frame_resample_kernel_name(p.type),
+          static_cast<uint32_t>(num_blocks),
+          static_cast<uint32_t>(launch.threads),
+          static_cast<uint32_t>(launch.shared_bytes),
+          {bytes_of_object(p), bytes_of_object(launch)}};
 }
 
 }  // namespace zoomzero

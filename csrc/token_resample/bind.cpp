@@ -2,11 +2,9 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <tuple>
 
 #include "bindings.h"
 #include "common/addresses.h"
-#include "common/cuda.h"
 #include "token_resample/op.h"
 
 namespace zoomzero {
@@ -30,30 +28,12 @@ TokenResampleParams token_resample_params(Address in, Address out, const std::ar
           type};
 }
 
-#ifdef ZOOMZERO_WITH_CUDA
-void launch_on_cuda(const TokenResampleParams& params, int32_t device, Address stream) {
-  check_cuda(cudaSetDevice(device), "token_resample");
-  check_cuda(token_resample_cuda(params, stream_at(stream)), "token_resample");
-}
-#endif
-
-// What a launch would pass to the CUDA kernel: the bytes of its parameter, blocks, threads of a block, and whether it
-// is the kernel of vectors. For tools that run the compiled kernel without a GPU.
-std::tuple<pybind11::bytes, int64_t, int32_t, bool> token_resample_launch(const TokenResampleParams& params) {
-  const TokenResampleLaunch launch = plan_token_resample_cuda(params);
-  return {pybind11::bytes(reinterpret_cast<const char*>(&params), sizeof(params)), launch.blocks, launch.threads,
-          launch.vectors};
-}
-
 }  // namespace
 
 void bind_token_resample(pybind11::module_& m) {
   pybind11::class_<TokenResampleParams>(m, "TokenResampleParams").def(pybind11::init(&token_resample_params));
   m.def("token_resample_cpu", &token_resample_cpu, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.def("token_resample_launch", &token_resample_launch);
-#ifdef ZOOMZERO_WITH_CUDA
-  m.def("token_resample_cuda", &launch_on_cuda);
-#endif
 }
 
 }  // namespace zoomzero

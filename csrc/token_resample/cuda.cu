@@ -1,34 +1,22 @@
-// token_resample on CUDA: launches the kernel of kernel.cuh.
+// The kernels of token_resample that the build compiles.
 #include "token_resample/kernel.cuh"
 #include "token_resample/op.h"
 
 namespace zoomzero {
 namespace {
 
-template <ElementType kType>
-cudaError_t launch_as(const TokenResampleParams& p, cudaStream_t stream) {
-  const TokenResampleLaunch launch = plan_token_resample_cuda(p);
-  const auto blocks = static_cast<unsigned>(launch.blocks);
-  if (launch.vectors) {
-    token_resample_kernel<kType, true><<<blocks, launch.threads, 0, stream>>>(p);
-  } else {
-    token_resample_kernel<kType, false><<<blocks, launch.threads, 0, stream>>>(p);
-  }
-  return cudaGetLastError();
+template <ElementType kType, bool kVectors>
+CudaKernel kernel_for() {
+  return {token_resample_kernel_name(kType, kVectors),
+          reinterpret_cast<const void*>(&token_resample_kernel<kType, kVectors>)};
 }
 
 }  // namespace
 
-cudaError_t token_resample_cuda(const TokenResampleParams& p, cudaStream_t stream) {
-  switch (p.type) {
-    case ElementType::kFloat32:
-      return launch_as<ElementType::kFloat32>(p, stream);
-    case ElementType::kBFloat16:
-      return launch_as<ElementType::kBFloat16>(p, stream);
-    case ElementType::kFloat16:
-      return launch_as<ElementType::kFloat16>(p, stream);
-  }
-  return cudaErrorInvalidValue;
+std::vector<CudaKernel> token_resample_kernels() {
+  return {kernel_for<ElementType::kFloat32, true>(),  kernel_for<ElementType::kFloat32, false>(),
+          kernel_for<ElementType::kBFloat16, true>(), kernel_for<ElementType::kBFloat16, false>(),
+          kernel_for<ElementType::kFloat16, true>(),  kernel_for<ElementType::kFloat16, false>()};
 }
 
 }  // namespace zoomzero

@@ -6,7 +6,11 @@
 
 namespace zoomzero {
 
-TokenResampleLaunch plan_token_resample_cuda(const TokenResampleParams& p) {
+std::string token_resample_kernel_name(ElementType type, bool vectors) {
+  return std::string("zoomzero::token_resample_kernel<") + device_name(type) + (vectors ? ", true>" : ", false>");
+}
+
+KernelLaunch token_resample_launch(const TokenResampleParams& p) {
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1, kMostThreads = 512, kWarp = 32, kVectorBytes = 16;
   const int64_t in_vector = kVectorBytes / bytes_of(p.type);
   const auto addresses = reinterpret_cast<uintptr_t>(p.in) | reinterpret_cast<uintptr_t>(p.out);
@@ -15,7 +19,11 @@ TokenResampleLaunch plan_token_resample_cuda(const TokenResampleParams& p) {
   // As few turns as kMostThreads allow, and in each as many threads as in the last but for whole warps.
   const int64_t turns = std::max<int64_t>(1, (parts + kMostThreads - 1) / kMostThreads);
   const int64_t warps = std::max<int64_t>(1, (parts + turns * kWarp - 1) / (turns * kWarp));
-  return {std::min(p.num_out, kMostBlocks), static_cast<int32_t>(warps * kWarp), vectors};
+  return {token_resample_kernel_name(p.type, vectors),
+          static_cast<uint32_t>(std::min(p.num_out, kMostBlocks)),
+          static_cast<uint32_t>(warps * kWarp),
+          0,
+          {bytes_of_object(p)}};
 }
 
 }  // namespace zoomzero

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.compiled_kernels import COMPILERS, CompiledKernels, compiled_kernels, nvcc_ptx, of_module
 from support.late_copies import late_copy_module
 from support.places import TESTS
 from torch import Tensor
@@ -277,7 +278,9 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
         frame_resample(arguments.pop("frames"), arguments.pop("frame_indices"), **arguments)
 
 
-def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor | None, **options: Any) -> Tensor:
+def run_compiled_kernel(
+    kernels: CompiledKernels, order: int, frames: Tensor, indices: Tensor | None, **options: Any
+) -> Tensor:
     """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
     from zoomzero_kernels import _C
     from zoomzero_kernels.frame_resample import axis_tables, native_params
@@ -287,14 +290,11 @@ def run_compiled_kernel(module: Any, order: int, frames: Tensor, indices: Tensor
     out = torch.full_like(expected, float("nan"))
     patches = (0, 1, 1) if layout == "tchw" else (14, 2, 2)
     native = native_params(frames, indices, out, size, [*options["mean"], *options["std"]], patches, 1)
-    params, launch, (blocks, threads, shared_bytes) = _C.frame_resample_launch(native, 1)
-    assert shared_bytes > 0
-    element_type = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[out.dtype]
-    (name,) = [name for name in module.kernels if f"ElementTypeE{element_type}E" in name]
+    launch = _C.frame_resample_launch(native, 1)
+    assert launch.shared_bytes > 0
     sides = zip(frames.shape[1:3], size, strict=True)
     tables = [table for side in sides for table in axis_tables(*side, frames.device, 1)[:3]]
-    extra = [frames, out, *tables, *([] if indices is None else [indices])]
-    module.launch(name, blocks, threads, [params, launch], smem=shared_bytes, order=order, extra=extra)
+    kernels.launch(launch, order, [frames, out, *tables, *([] if indices is None else [indices])])
     return out
 
 
@@ -310,24 +310,17 @@ KERNEL_SHAPES = [
 ]
 
 
-def compiled_ptx(checkout: Path, arch: str, folder: Path) -> str:
-    csrc = checkout / "csrc"
-    command = ["nvcc", "-std=c++17", "-ptx", f"-arch={arch}", f"-I{csrc}", "-o", folder / "kernel.ptx"]
-    subprocess.run([*command, csrc / "frame_resample" / "cuda.cu"], check=True)
-    return (folder / "kernel.ptx").read_text()
-
-
-@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
+@pytest.fixture(scope="module", params=COMPILERS, ids="-".join)
 def kernel(
     request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Any:
-    return ptxhost.PtxModule(compiled_ptx(checkout, request.param, tmp_path_factory.mktemp("ptx")))
+) -> CompiledKernels:
+    return compiled_kernels(ptxhost, checkout, "frame_resample", request.param, tmp_path_factory.mktemp("ptx"))
 
 
 @pytest.mark.parametrize(("source", "size", "layout"), KERNEL_SHAPES)
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_compiled_kernel_equals_cpu(
-    kernel: Any, order: int, source: tuple[int, int], size: tuple[int, int], layout: str
+    kernel: CompiledKernels, order: int, source: tuple[int, int], size: tuple[int, int], layout: str
 ) -> None:
     frames, indices = random_frames(3, *source, 3), torch.tensor([2, 0, 0])
     options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
@@ -338,7 +331,7 @@ def test_compiled_kernel_equals_cpu(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", strided_views())
-def test_compiled_kernel_strides(kernel: Any, name: str, dtype: torch.dtype) -> None:
+def test_compiled_kernel_strides(kernel: CompiledKernels, name: str, dtype: torch.dtype) -> None:
     frames = strided_views()[name]
     options: dict[str, Any] = {"size": (28, 56), "layout": "patches", "dtype": dtype, **NORMALISED}
     assert torch.equal(run_compiled_kernel(kernel, 2, frames, None, **options), frame_resample(frames, None, **options))
@@ -358,18 +351,18 @@ def test_every_use_of_an_asynchronous_copy_stands_behind_its_wait(
     frames = random_frames(2, *source, 3)
     options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
     expected = frame_resample(frames, None, **options)
-    ptx = compiled_ptx(checkout, "sm_90", tmp_path)
+    ptx = nvcc_ptx(checkout, "frame_resample", "90", tmp_path)
     assert "cp.async.cg.shared.global" in ptx
-    late = late_copy_module(ptxhost, ptx, monkeypatch)
+    late = of_module(late_copy_module(ptxhost, ptx, monkeypatch))
     for order in (0, 1, 2):
         assert torch.equal(run_compiled_kernel(late, order, frames, None, **options), expected)
     # What stands behind no wait is found: without waiting nothing ever lands.
     assert ptx.count("cp.async.wait_all;") == 3  # one a type
-    never = late_copy_module(ptxhost, ptx.replace("cp.async.wait_all;", ""), monkeypatch)
+    never = of_module(late_copy_module(ptxhost, ptx.replace("cp.async.wait_all;", ""), monkeypatch))
     assert not torch.equal(run_compiled_kernel(never, 0, frames, None, **options), expected)
 
 
-def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: CompiledKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, indices = random_frames(2, 30, 30, 3), torch.tensor([0, 1, 1])
     options: dict[str, Any] = {"size": (28, 28), "layout": "tchw", **NORMALISED}
     expected = frame_resample(frames, indices, **options)

@@ -1,10 +1,12 @@
 """token_resample against the reference in float64, torch's pooling, and its own compiled CUDA kernel."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from support.compiled_kernels import COMPILERS, CompiledKernels, compiled_kernels
 from torch import Tensor
 
 from zoomzero_kernels import _C, reference, token_resample
@@ -174,12 +176,11 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
         token_resample(**arguments)
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90"])
-def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -> Any:
-    csrc = checkout / "csrc"
-    return ptxhost.PtxModule.from_nvcc(
-        str(csrc / "token_resample" / "cuda.cu"), arch=request.param, flags=["-std=c++17", f"-I{csrc}"]
-    )
+@pytest.fixture(scope="module", params=COMPILERS, ids="-".join)
+def kernel(
+    request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Path, tmp_path_factory: pytest.TempPathFactory
+) -> CompiledKernels:
+    return compiled_kernels(ptxhost, checkout, "token_resample", request.param, tmp_path_factory.mktemp("ptx"))
 
 
 @pytest.mark.parametrize(("grid", "target"), GRIDS)
@@ -187,7 +188,7 @@ def kernel(request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Any) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [5, 64])  # one element at a time, and 16 bytes at a time
 def test_compiled_kernel(
-    kernel: Any, order: int, grid: list[list[int]], target: list[list[int]], dtype: torch.dtype, width: int
+    kernel: CompiledKernels, order: int, grid: list[list[int]], target: list[list[int]], dtype: torch.dtype, width: int
 ) -> None:
     tokens, grid_thw, target_hw = make_case(grid, target, width, dtype)
     source, targets = _slice_sides(grid_thw, target_hw)
@@ -198,12 +199,8 @@ def test_compiled_kernel(
         on_cpu = torch.empty(table.num_out, width, dtype=dtype)
         _C.token_resample_cpu(native_params(values, on_cpu, table, tables, backward=backward), 1)
         out = torch.full_like(on_cpu, float("nan"))
-        params, blocks, threads, vectors = _C.token_resample_launch(
-            native_params(values, out, table, tables, backward=backward)
-        )
-        assert vectors == (width % 8 == 0)
-        element_type = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}[dtype]
-        (name,) = [name for name in kernel.kernels if f"ElementTypeE{element_type}ELb{int(vectors)}E" in name]
+        launch = _C.token_resample_launch(native_params(values, out, table, tables, backward=backward))
+        assert launch.kernel.endswith(f", {str(width % 8 == 0).lower()}>")
         assert tables.slice_of_token is not None
-        kernel.launch(name, blocks, threads, [params], order=order, extra=[values, out, *tables])
+        kernel.launch(launch, order, [values, out, *tables])
         torch.testing.assert_close(out, on_cpu)

@@ -1,5 +1,7 @@
-/* Stands in for libcuda.so.1 where there is no GPU: answers what Triton's own launcher asks, and keeps what it would
- * hand to the GPU at a launch. Test only; see recorded_launches.py. */
+/* Stands in for libcuda.so.1 where there is no GPU: answers what launchers ask (Triton's, and ours of kernels that
+ * NVRTC compiled), and keeps what they would hand to the GPU. Test only; see recorded_launches.py and
+ * test_cuda_kernels.py. */
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -12,8 +14,9 @@ typedef struct {
 } LaunchConfig;
 
 static int sizes[64], num_parameters;
-static unsigned char bytes[64 * 8];
+static unsigned char bytes[4096];
 static Launch last;
+static char loaded[4], name[512];
 
 /* Sizes of the parameters of the launches to come: the driver knows them from the kernel, the test from its signature.
  */
@@ -23,17 +26,45 @@ void expect_parameters(int count, const int* given) {
 }
 const unsigned char* recorded_bytes(void) { return bytes; }
 const Launch* recorded_launch(void) { return &last; }
+/* The first bytes of the image loaded last, and the name of the function taken from it. */
+const char* recorded_image(void) { return loaded; }
+const char* recorded_name(void) { return name; }
 
-int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void** extra) {
-  (void)function, (void)extra;
-  last = (Launch){{config->grid_x, config->grid_y, config->grid_z},
-                  {config->block_x, config->block_y, config->block_z},
-                  config->shared_bytes};
+static int record(Launch launch, void** parameters) {
+  last = launch;
   unsigned char* to = bytes;
   for (int i = 0; i < num_parameters; ++i) {
     memcpy(to, parameters[i], (size_t)sizes[i]);
     to += sizes[i];
   }
+  return 0;
+}
+
+int cuLaunchKernelEx(const LaunchConfig* config, void* function, void** parameters, void** extra) {
+  (void)function, (void)extra;
+  const Launch launch = {{config->grid_x, config->grid_y, config->grid_z},
+                         {config->block_x, config->block_y, config->block_z},
+                         config->shared_bytes};
+  return record(launch, parameters);
+}
+
+int cuLaunchKernel(void* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared_bytes, void* stream, void** parameters,
+                   void** extra) {
+  (void)function, (void)stream, (void)extra;
+  const Launch launch = {{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
+  return record(launch, parameters);
+}
+
+int cuModuleLoadData(void** module, const void* image) {
+  *module = loaded;
+  memcpy(loaded, image, sizeof(loaded));
+  return 0;
+}
+int cuModuleGetFunction(void** function, void* module, const char* wanted) {
+  (void)module;
+  *function = name;
+  strncpy(name, wanted, sizeof(name) - 1);
   return 0;
 }
 
@@ -69,19 +100,20 @@ int cuGetErrorString(int code, const char** text) {
   int name(void) { return 0; }
 ACCEPT(cuCtxGetDevice)
 ACCEPT(cuCtxGetLimit)
+ACCEPT(cuCtxPopCurrent_v2)
+ACCEPT(cuCtxPushCurrent_v2)
 ACCEPT(cuCtxSetCurrent)
 ACCEPT(cuCtxSetLimit)
 ACCEPT(cuDeviceGet)
 ACCEPT(cuDevicePrimaryCtxRetain)
 ACCEPT(cuFuncSetAttribute)
 ACCEPT(cuFuncSetCacheConfig)
-ACCEPT(cuModuleGetFunction)
-ACCEPT(cuModuleLoadData)
 ACCEPT(cuModuleUnload)
 ACCEPT(cuPointerGetAttributes)
 
-/* A driver for CUDA 12.8, older than the build. */
+/* A driver for CUDA 12.8, older than the build, unless the environment asks for another. */
 int cuDriverGetVersion(int* version) {
-  *version = 12080;
+  const char* wanted = getenv("RECORDED_DRIVER");
+  *version = wanted == NULL ? 12080 : atoi(wanted);
   return 0;
 }
