@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 from support.places import SUPPORT, TESTS
-from support.recorded_cuda import token_params
+from support.recorded_cuda import frame_launch, token_launch
 from support.recorded_driver import build_recording_driver
 
 from zoomzero_kernels import _C, build_info, cuda_kernels, driver, nvrtc
 from zoomzero_kernels.checks import require_cuda_build
-from zoomzero_kernels.frame_resample import native_params as frame_params
 
 
 def run_on_recorder(folder: Path, program: list[str], driver_version: int) -> subprocess.CompletedProcess[str]:
@@ -112,13 +111,6 @@ def test_nvrtc_serves_a_build_without_kernels(tmp_path: Path, checkout: Path, ma
 @pytest.mark.skipif(not _C.WITH_CUDA, reason="this build has no CUDA kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_launch_names_a_kernel_of_the_build(dtype: torch.dtype) -> None:
-    frames = torch.zeros(2, 40, 60, 3, dtype=torch.uint8)
-    patches = torch.empty(4, 1176, dtype=dtype)
-    params = frame_params(frames, None, patches, (28, 28), (0.5,) * 3, (0.5,) * 3, (14, 2, 2), 1)
-    names = {_C.frame_resample_launch(params, 132).kernel}
-    slices = torch.zeros(1, 7, dtype=torch.int64)
-    for width in (8, 5):
-        tokens, pooled = torch.zeros(6, width, dtype=dtype), torch.empty(2, width, dtype=dtype)
-        names.add(_C.token_resample_launch(token_params(tokens, pooled, slices, 1, backward=False)).kernel)
+    names = {launch.kernel for launch in (frame_launch(dtype), token_launch(8, dtype), token_launch(5, dtype))}
     assert len(names) == 3
     assert names <= set(_C.CUDA_KERNELS)

@@ -49,7 +49,9 @@ def of_module(module: Any) -> CompiledKernels:
         assert matched is not None, kernel
         function, element, flag = matched.groups()
         number = ["kFloat32", "kBFloat16", "kFloat16"].index(element)
-        mangled = f"{function}ILNS_11ElementTypeE{number}E" + ("" if flag is None else f"Lb{int(flag == 'true')}E") + "E"
+        mangled = (
+            f"{function}ILNS_11ElementTypeE{number}E" + ("" if flag is None else f"Lb{int(flag == 'true')}E") + "E"
+        )
         (name,) = [name for name in module.kernels if mangled in name]
         return module, name
 

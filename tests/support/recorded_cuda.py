@@ -15,9 +15,24 @@ import torch
 
 from zoomzero_kernels import _C, cuda_kernels, driver, nvrtc
 from zoomzero_kernels.frame_resample import native_params as frame_params
+from zoomzero_kernels.token_resample import _slice_table, device_tables
+from zoomzero_kernels.token_resample import native_params as token_params
 
-# The package gives its functions the names of their modules.
-token_params = sys.modules["zoomzero_kernels.token_resample"].native_params
+
+def token_launch(width: int, dtype: torch.dtype) -> _C.KernelLaunch:
+    """The launch that pools one slice of 2 x 3 tokens to 1 x 2."""
+    sides = torch.tensor([[2, 3]]), torch.tensor([[1, 2]])
+    table = _slice_table(*sides)
+    tables = device_tables(table, torch.device("cpu"))
+    tokens, pooled = torch.zeros(6, width, dtype=dtype), torch.empty(2, width, dtype=dtype)
+    return _C.token_resample_launch(token_params(tokens, pooled, table, tables, backward=False))
+
+
+def frame_launch(dtype: torch.dtype) -> _C.KernelLaunch:
+    """The launch that makes four patches of two small frames."""
+    frames, patches = torch.zeros(2, 40, 60, 3, dtype=torch.uint8), torch.empty(4, 1176, dtype=dtype)
+    params = frame_params(frames, None, patches, (28, 28), (0.5,) * 3, (0.5,) * 3, (14, 2, 2), 1)
+    return _C.frame_resample_launch(params, 132)
 
 
 def check_launch(launch: _C.KernelLaunch, code: nvrtc.MachineCode) -> None:
@@ -38,13 +53,7 @@ def check_launch(launch: _C.KernelLaunch, code: nvrtc.MachineCode) -> None:
 
 def main(sources: Path) -> None:
     _C.WITH_CUDA = False  # as a build without nvcc has it
-    frames, tokens = torch.zeros(2, 40, 60, 3, dtype=torch.uint8), torch.zeros(6, 8)
-    patches, pooled, slices = torch.empty(4, 1176), torch.empty(2, 8), torch.zeros(1, 7, dtype=torch.int64)
-    of_frames = frame_params(frames, None, patches, (28, 28), (0.5,) * 3, (0.5,) * 3, (14, 2, 2), 1)
-    launches = {
-        "frame_resample": _C.frame_resample_launch(of_frames, 132),
-        "token_resample": _C.token_resample_launch(token_params(tokens, pooled, slices, 1, backward=False)),
-    }
+    launches = {"frame_resample": frame_launch(torch.float32), "token_resample": token_launch(8, torch.float32)}
     compiler = nvrtc.find(driver.driver_cuda())
     assert compiler is not None
     print(cuda_kernels.way(), *compiler.version)
