@@ -31,7 +31,7 @@ def token_launch(width: int, dtype: torch.dtype) -> _C.KernelLaunch:
 def frame_launch(dtype: torch.dtype) -> _C.KernelLaunch:
     """The launch that makes four patches of two small frames."""
     frames, patches = torch.zeros(2, 40, 60, 3, dtype=torch.uint8), torch.empty(4, 1176, dtype=dtype)
-    params = frame_params(frames, None, patches, (28, 28), (0.5,) * 3, (0.5,) * 3, (14, 2, 2), 1)
+    params = frame_params(frames, None, patches, (28, 28), (0.5,) * 6, (14, 2, 2), 1)
     return _C.frame_resample_launch(params, 132)
 
 
