@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.transformers_processors import without_cap
 from torch import Tensor
 
 from zoomzero.budget import plan_frames
@@ -123,13 +124,14 @@ def test_matches_transformers_processor(family: str, source: tuple[int, int], ta
     frames = torch.randint(0, 256, (3, *source, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
     # The processor chooses the size itself, near this area; Qwen3-VL counts the pixels of all frames, padding included.
     area = target[0] * target[1] * (1 if family == "Qwen2VL" else 4)
-    output = getattr(transformers, f"{family}VideoProcessor")()(
+    processor = getattr(transformers, f"{family}VideoProcessor")
+    output = processor()(
         videos=[frames.permute(0, 3, 1, 2)],
         size={"shortest_edge": area * 8 // 10, "longest_edge": area * 12 // 10},
         image_mean=MEAN,
         image_std=STD,
         do_sample_frames=False,
-        cap_pixels_per_frame=False,
+        **without_cap(processor),
         return_tensors="pt",
     )
     theirs = output["pixel_values_videos"]

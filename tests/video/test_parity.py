@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.transformers_processors import without_cap
 from support.video_files import ClipSpec, write_clip
 from tokenizers import Tokenizer, models
 from torchvision.transforms.v2.functional import InterpolationMode, resize
@@ -96,7 +97,9 @@ def test_chunks_are_bounded_in_bytes_and_change_nothing(
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> tuple[Qwen3VLProcessor, VideoInputs]:
     """transformers' own processor, and ours of the checkpoint that it and a configuration make."""
     tokenizer = tiny_tokenizer()
-    video_processor = Qwen3VLVideoProcessor(do_resize=False, do_sample_frames=False, cap_pixels_per_frame=False)
+    video_processor = Qwen3VLVideoProcessor(
+        do_resize=False, do_sample_frames=False, **without_cap(Qwen3VLVideoProcessor)
+    )
     theirs = Qwen3VLProcessor(
         Qwen2VLImageProcessor(), tokenizer, video_processor, chat_template=tokenizer.chat_template
     )
