@@ -43,14 +43,14 @@ class FramePlanner:
     Args:
         settings: budgets and prompts of the two passes.
         geometry: patch layout of the vision tower.
-        dtype: of the patches; bfloat16 halves them.
+        dtype: of the patches; None for bfloat16 where frames are decoded on a GPU, and float32 elsewhere.
     """
 
     def __init__(
         self,
         settings: ZoomSettings | None = None,
         geometry: VisionGeometry | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.settings = settings or ZoomSettings()
         self.geometry = geometry or VisionGeometry()
@@ -121,7 +121,7 @@ class VideoInputs(FramePlanner):
         tokenizer: the checkpoint's tokenizer, with a chat template that takes video parts.
         settings: budgets and prompts of the two passes.
         geometry: patch layout of the vision tower.
-        dtype: of the patches; bfloat16 halves them.
+        dtype: of the patches; None for bfloat16 where frames are decoded on a GPU, and float32 elsewhere.
         family: of the checkpoint; Qwen2.5-VL, or Qwen3-VL where the geometry has times in the prompt, unless told.
 
     Raises:
@@ -133,7 +133,7 @@ class VideoInputs(FramePlanner):
         tokenizer: PreTrainedTokenizerBase,
         settings: ZoomSettings | None = None,
         geometry: VisionGeometry | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         family: Family | None = None,
     ) -> None:
         require_video_token(tokenizer)
@@ -239,7 +239,7 @@ class VideoInputs(FramePlanner):
         self.settings.save(folder)
 
 
-def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.float32) -> VideoInputs:
+def load_processor(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> VideoInputs:
     """The processor of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL checkpoint.
 
     Patch geometry comes from the checkpoint's config, pixel statistics from its processor files (the family's own if
@@ -247,7 +247,7 @@ def load_processor(path: str | os.PathLike[str], dtype: torch.dtype = torch.floa
 
     Args:
         path: checkpoint folder or hub name.
-        dtype: of the patches.
+        dtype: of the patches; as for VideoInputs.
 
     Raises:
         ValueError: the checkpoint is of another family, or its chat template has no place for a video.

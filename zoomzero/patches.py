@@ -10,6 +10,7 @@ from zoomzero.budget import FramePlan
 from zoomzero.models.base import VisionGeometry
 from zoomzero.video import Video, VideoError
 from zoomzero_kernels import frame_resample
+from zoomzero_kernels.frame_resample_arguments import default_dtype
 
 # What a chunk of full-size frames and its patches may take beside the result. On the CPU frames are decoded one by one,
 # so that more would only cost memory: these are 4 frames of 720p. DALI decodes a chunk at a time: 80 of them.
@@ -33,14 +34,17 @@ class VideoPatches:
     """Which frames, and in which size."""
 
 
-def patch_bytes(plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype) -> int:
-    """Bytes of the patches that `read_patches` makes for the plan."""
+def patch_bytes(plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype | None) -> int:
+    """Bytes of the patches that `read_patches` makes for the plan, at most."""
+    dtype = dtype or torch.float32
     tokens = geometry.merge_size**2 * plan.num_tokens
     return tokens * 3 * geometry.temporal_patch_size * geometry.patch_size**2 * dtype.itemsize
 
 
-def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype) -> VideoPatches:
+def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype | None) -> VideoPatches:
     """Read the plan's frames and turn them into patches, chunk by chunk into one preallocated tensor.
+
+    dtype: of the patches; None for bfloat16 where the frames are decoded on a GPU, and float32 elsewhere.
 
     Raises:
         VideoError: the frames cannot be decoded.
@@ -54,7 +58,7 @@ def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype:
     starts: list[float] = []
     for frames, shown in video.stream(plan.timestamps, chunk=_frames_per_chunk(video, plan, geometry, dtype)):
         if patches is None:
-            patches = frames.new_empty(shape, dtype=dtype)
+            patches = frames.new_empty(shape, dtype=dtype or default_dtype(frames.device))
         end = filled + -(-len(frames) // step) * grid_h * grid_w
         frame_resample(
             frames,
@@ -78,7 +82,7 @@ def read_patches(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype:
     return VideoPatches(patches, grid, torch.tensor([step / plan.sample_fps]), times, plan)
 
 
-def _frames_per_chunk(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype) -> int:
+def _frames_per_chunk(video: Video, plan: FramePlan, geometry: VisionGeometry, dtype: torch.dtype | None) -> int:
     """Whole temporal patches of frames, at least one."""
     step = geometry.temporal_patch_size
     num_steps = -(-len(plan.timestamps) // step)

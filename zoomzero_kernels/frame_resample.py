@@ -22,6 +22,7 @@ from zoomzero_kernels.frame_resample_arguments import (
     check_shape_of,
     check_side,
     checked_shape,
+    default_dtype,
 )
 
 
@@ -95,8 +96,7 @@ def frame_resample(
     if layout not in LAYOUTS:
         raise ValueError(f"frame_resample: layout must be one of {LAYOUTS}, got {layout!r}; choose one of them")
     if dtype is None:
-        default = torch.bfloat16 if frames.device.type == "cuda" else torch.float32
-        dtype = default if out is None else out.dtype
+        dtype = default_dtype(frames.device) if out is None else out.dtype
     if not isinstance(dtype, torch.dtype):
         raise TypeError(
             f"frame_resample: dtype must be a torch.dtype, got {dtype!r}; pass dtype=torch.float32, for instance"

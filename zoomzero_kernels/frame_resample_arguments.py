@@ -17,6 +17,11 @@ LAYOUTS = ("patches", "tchw")
 PLANES = (0, 1, 1)
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """Of the patches of frames on this device, unless told: 16 bits where a vision tower in 16 bits will read them."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def check_out(out: Tensor, dtype: torch.dtype, frames: Tensor) -> None:
     if not isinstance(out, Tensor) or out.dtype != dtype or out.device != frames.device or not out.is_contiguous():
         got = f"{out.dtype} on {out.device}" if isinstance(out, Tensor) else type(out).__name__

@@ -14,6 +14,7 @@ pytest.importorskip("trl")
 
 import torch.distributed as dist
 import transformers
+from packaging.specifiers import SpecifierSet
 from peft import LoraConfig
 from support.tiny_qwen import END_TOKEN, PATCH_COLUMNS, START_TOKEN, random_model
 from support.tiny_trl import VOCAB, make_trainer
@@ -24,6 +25,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from trl import GRPOTrainer
 
 from zoomzero.integrations.trl import FusedGRPOLossMixin
+from zoomzero.integrations.trl_hooks import MIXINS_TRL, supported_trl
 
 
 class FusedTrainer(FusedGRPOLossMixin, GRPOTrainer):
@@ -236,7 +238,7 @@ def test_mixed_precision(cast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
     theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, make_inputs(True))
     # bfloat16 keeps 8 bits; with the head in float32 only the layers below it, the same in both, are rounded.
-    torch.testing.assert_close(ours, theirs, rtol=1e-5 if cast else 5e-3, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=5e-5 if cast else 5e-3, atol=1e-6)
     for mine, other in zip(our_grads, their_grads, strict=True):
         torch.testing.assert_close(mine, other, rtol=5e-2, atol=5e-4)
 
@@ -289,13 +291,23 @@ def test_refuses_options_it_would_ignore(options: dict[str, Any], message: str, 
         FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
 
 
+def test_refuses_a_compiled_model(tmp_path: Path) -> None:
+    trainer = make_trainer(FusedTrainer, tmp_path)
+    trainer.args.torch_compile = True
+    with pytest.raises(ValueError, match="FusedGRPOLossMixin: torch_compile must be off"):
+        FusedTrainer._compute_loss(trainer, trainer.model, make_inputs(False))
+
+
 def test_refuses_a_place_where_it_would_do_nothing() -> None:
     with pytest.raises(TypeError, match=r"must stand before GRPOTrainer in the bases, got it after in Wrong"):
 
         class Wrong(GRPOTrainer, FusedGRPOLossMixin):
             pass
 
-    with pytest.raises(TypeError, match=r"must have a method _compute_loss\(model, inputs\), got None in Trainer"):
+    with pytest.raises(
+        TypeError,
+        match=r"must have a method _compute_loss\(model, inputs\), got None in Trainer; use .* trl>=1.14,<1.17",
+    ):
 
         class WrongTrainer(FusedGRPOLossMixin, transformers.Trainer):
             pass
@@ -305,6 +317,13 @@ def test_refuses_a_place_where_it_would_do_nothing() -> None:
 
     class Right(Credit, GRPOTrainer):
         pass
+
+
+def test_the_package_asks_for_releases_that_the_mixins_know() -> None:
+    (asked, known) = (SpecifierSet(text.removeprefix("trl")) for text in (supported_trl(), MIXINS_TRL))
+    releases = [f"1.{minor}.{patch}" for minor in range(30) for patch in range(3)]
+    assert set(asked.filter(releases)) <= set(known.filter(releases))
+    assert list(asked.filter(releases))
 
 
 def test_refuses_inputs_that_would_be_dropped(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 
 pytest.importorskip("trl")
 
+import trl.trainer.utils
 from peft import LoraConfig
 from support.shared_prefix_models import IMAGE, VOCAB, assert_close, numbers, text_model, vision_model
 from support.tiny_trl import make_trainer
@@ -20,6 +21,7 @@ from trl import GRPOTrainer
 
 from zoomzero.integrations.trl import FusedGRPOLossMixin
 from zoomzero.integrations.trl_shared_prefix import SharedPrefixMixin, regrouped
+from zoomzero.models.shared_prefix import SharedPrefix
 
 
 class Packed(SharedPrefixMixin, GRPOTrainer):
@@ -111,6 +113,24 @@ def test_losses_and_gradients(case: str, trainer_class: Any, checkpointing: bool
     assert_close(loss_and_gradients(trainer, inputs), loss_and_gradients(plain, inputs))
     (gain,) = trainer._metrics["train"]["shared_prefix/times_fewer_tokens"]
     assert gain > 1.5
+
+
+def test_the_head_sees_what_it_is_to_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU TRL's fused head scores whatever it gets: the prompts' tokens are not to be among it."""
+    if not hasattr(trl.trainer.utils, "add_fused_lm_head"):
+        pytest.skip("TRL 1.14 asks the model for the last positions' logits")
+    trainer, inputs = make_trainer(Packed, tmp_path, model=text_model("llama")), text_inputs()
+    shapes: list[tuple[int, ...]] = []
+    real = SharedPrefix.after
+
+    def watch(*arguments: Any) -> Any:
+        output = real(*arguments)
+        shapes.append(tuple(output.last_hidden_state.shape[:2]))
+        return output
+
+    monkeypatch.setattr(SharedPrefix, "after", watch)
+    loss_and_gradients(trainer, inputs)
+    assert shapes == [tuple(inputs["completion_ids"].shape)]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -213,6 +233,11 @@ def test_a_model_of_another_family_is_refused_at_once(tmp_path: Path) -> None:
         make_trainer(Packed, tmp_path, model=model)
 
 
+def test_a_compiled_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="SharedPrefixMixin: torch_compile must be off"):
+        make_trainer(Packed, tmp_path, torch_compile=True)
+
+
 def test_a_place_where_it_would_do_nothing_is_refused() -> None:
     with pytest.raises(TypeError, match="SharedPrefixMixin: the mixin must stand before GRPOTrainer in the bases"):
         type("Behind", (GRPOTrainer, SharedPrefixMixin), {})
@@ -224,5 +249,5 @@ def test_a_place_where_it_would_do_nothing_is_refused() -> None:
 
         def _prepare_inputs(self, generation_batch: Any) -> None: ...
 
-    with pytest.raises(TypeError, match=r"a method _get_per_token_logps_and_entropies\(model, .*\), got None in Other"):
+    with pytest.raises(TypeError, match=r"a method _get_per_token_logps_and_entropies\(model\), got None in Other"):
         type("Other", (SharedPrefixMixin, OtherTrainer), {})

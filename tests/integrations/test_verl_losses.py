@@ -57,6 +57,8 @@ LOSSES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_loss_types(name: str) -> None:
+    if name == "dro" and name not in core_algos.POLICY_LOSS_REGISTRY:
+        pytest.skip("verl 0.8 has no dro")
     case, _ = make_inputs()
     theirs, ours = LOSSES[name]
     wanted, wanted_grad = verl_loss(name, case, **theirs)

@@ -15,6 +15,7 @@ from support.places import TESTS
 from torch import Tensor
 
 from zoomzero_kernels import frame_resample, reference
+from zoomzero_kernels.frame_resample_arguments import default_dtype
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -379,3 +380,8 @@ def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: CompiledKernels, monke
     assert torch.equal(out[1], expected[1])
     assert out[0].isnan().all()
     assert out[2].isnan().all()
+
+
+def test_patches_of_frames_on_a_gpu_are_bfloat16_unless_told() -> None:
+    assert default_dtype(torch.device("cuda:1")) == torch.bfloat16
+    assert frame_resample(random_frames(1, 28, 28, 3), size=(28, 28), **NORMALISED).dtype == torch.float32

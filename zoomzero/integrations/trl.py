@@ -2,8 +2,8 @@
 
     class Trainer(FusedGRPOLossMixin, GRPOTrainer): ...
 
-The mixin overrides the private hook ``_compute_loss`` of TRL 1.16. Advantages of shape (B,) and (B, T) both work; a
-subclass that writes per-token advantages into ``inputs["advantages"]`` gets token-selective credit.
+The mixin overrides the private hook ``_compute_loss`` of TRL 1.14 to 1.16. Advantages of shape (B,) and (B, T) both
+work; a subclass that writes per-token advantages into ``inputs["advantages"]`` gets token-selective credit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from zoomzero.integrations.trl_hooks import require_hooks
+from zoomzero.integrations.trl_hooks import refuse_compilation, require_hooks
 from zoomzero.models.head import HeadProbe
 from zoomzero_kernels import GRPOLossOutput, grpo_loss, linear_grpo_loss, linear_selective_logps, selective_logps
 from zoomzero_kernels.policy.objectives import ITEM_LOSS_TYPES, LOSS_TYPES
@@ -71,6 +71,7 @@ class FusedGRPOLossMixin:
         require_hooks(FusedGRPOLossMixin, cls, {"_compute_loss": ("model", "inputs")})
 
     def _check_fused_options(self) -> None:
+        refuse_compilation(FusedGRPOLossMixin, self.args)
         if self.loss_type not in LOSS_TYPES:
             raise ValueError(
                 f"FusedGRPOLossMixin: unsupported loss_type, got {self.loss_type!r}; use one of {', '.join(LOSS_TYPES)}"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 from collections.abc import Mapping
+from typing import Any
+
+# What the mixins were run against, release by release; the package's own trainer asks for less.
+MIXINS_TRL = "trl>=1.14,<1.17"
 
 
 def supported_trl() -> str:
-    """The releases of TRL that these hooks were written for, as pip takes them: those the package asks for."""
+    """The releases of TRL that the package asks for, as pip takes them: those its own trainer was written for."""
     (asked, *_) = [line for line in importlib.metadata.requires("zoomzero") or () if line.startswith("trl")]
     return asked.partition(";")[0].strip()
 
@@ -38,5 +42,14 @@ def require_hooks(mixin: type, cls: type, hooks: Mapping[str, tuple[str, ...]]) 
         if signature is None or signature[: len(arguments)] != arguments:
             raise TypeError(
                 f"{mixin.__name__}: the trainer must have a method {name}({', '.join(arguments)}), got {signature} in "
-                f"{trainers[0].__name__}; use GRPOTrainer of {supported_trl()}"
+                f"{trainers[0].__name__}; use GRPOTrainer of {MIXINS_TRL}"
             )
+
+
+def refuse_compilation(mixin: type, arguments: Any) -> None:
+    """ValueError where GRPOConfig asks for torch.compile: a compiled forward does not see hooks that come and go."""
+    if arguments.torch_compile:
+        raise ValueError(
+            f"{mixin.__name__}: torch_compile must be off, since a compiled model passes the mixin's hooks by, got "
+            "torch_compile=True in GRPOConfig; turn it off or train without the mixin"
+        )

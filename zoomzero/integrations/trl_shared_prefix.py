@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zoomzero.integrations.trl_hooks import require_hooks
+from zoomzero.integrations.trl_hooks import refuse_compilation, require_hooks
 from zoomzero.models.packed_rows import Row, find_groups
 from zoomzero.models.packed_visuals import visuals_of_rows
-from zoomzero.models.shared_prefix import shared_prefix
+from zoomzero.models.shared_prefix import SharedPrefix, shared_prefix
 
 Batch = dict[str, Any]
 
 _HOOKS = {
     "_compute_loss": ("model", "inputs"),
-    "_get_per_token_logps_and_entropies": ("model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"),
+    "_get_per_token_logps_and_entropies": ("model",),
     "_prepare_inputs": ("generation_batch",),
 }
 
@@ -54,7 +54,7 @@ class SharedPrefixMixin:
         _metrics: dict[str, defaultdict[str, list[float]]]
         _step: int
 
-    _is_packing = False
+    _packing: SharedPrefix | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Refuse a class in which the mixin would silently do nothing: behind the trainer, or with another TRL."""
@@ -63,21 +63,22 @@ class SharedPrefixMixin:
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        refuse_compilation(SharedPrefixMixin, self.args)
         with shared_prefix(self.model):
             pass  # refuses a model of another family before any work is done
 
     @contextlib.contextmanager
-    def _packed(self, model: torch.nn.Module) -> Iterator[None]:
-        """TRL's loss calls its log-probabilities: the inner of two contexts does nothing."""
-        if self._is_packing:
-            yield
+    def _packed(self, model: torch.nn.Module) -> Iterator[SharedPrefix]:
+        """TRL's loss calls its log-probabilities: the inner of two contexts is the outer one."""
+        if self._packing is not None:
+            yield self._packing
             return
-        self._is_packing = True
         try:
             with shared_prefix(model) as packed:
-                yield
+                self._packing = packed
+                yield packed
         finally:
-            self._is_packing = False
+            self._packing = None
         if packed.tokens_computed:
             metrics = self._metrics["train" if self.model.training else "eval"]
             gain = packed.tokens_given / packed.tokens_computed
@@ -98,9 +99,9 @@ class SharedPrefixMixin:
         **options: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rows = batch_size and self._rows_at_once(batch_size, input_ids.shape[1] - logits_to_keep, logits_to_keep)
-        with self._packed(model):
+        with self._packed(model) as packed, scored_positions_only(packed, logits_to_keep):
             result: tuple[Tensor, Tensor | None, Tensor | None] = super()._get_per_token_logps_and_entropies(  # type: ignore[misc]
-                model, input_ids, attention_mask, logits_to_keep, rows, **options
+                model, input_ids, attention_mask, logits_to_keep, batch_size=rows, **options
             )
         return result
 
@@ -125,6 +126,28 @@ class SharedPrefixMixin:
             for batch in regrouped(config, batches[start : start + step])
         ]
         return self._buffered_inputs[self._step % len(batches)]
+
+
+@contextlib.contextmanager
+def scored_positions_only(packed: SharedPrefix, width: int) -> Iterator[None]:
+    """Inside, TRL's fused head sees the states that predict the last ``width`` tokens of each row, and no others.
+
+    On the CPU it would score every position of the prompts too, and then drop what it scored. Labels that are shifted
+    already are its own way (for context parallelism) to take states and labels as they are.
+    """
+
+    def before(model: torch.nn.Module, arguments: tuple[Any, ...], options: Batch) -> Any:
+        labels = options.get("labels")
+        if not options.get("fused_lm_head") or labels is None or labels.shape[1] <= width:
+            return None
+        packed.keep_states(slice(-width - 1, -1))
+        return arguments, {**options, "labels": None, "shift_labels": labels[:, -width:]}
+
+    handle = packed.core.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def regrouped(config: Any, batches: Sequence[Batch]) -> list[Batch]:

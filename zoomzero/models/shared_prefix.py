@@ -53,8 +53,11 @@ class SharedPrefix:
     """What `shared_prefix` gives: packed log-probabilities of prompts and their completions."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._model, self._core = model, _core_of(model)
+        self._model = model
+        self.core = _core_of(model)
+        """The transformers model inside whatever wraps it."""
         self._call: _PackedCall | None = None
+        self._kept = slice(None)
         self.tokens_computed = 0
         """Tokens that went through the model in packed rows since the context began."""
         self.tokens_given = 0
@@ -95,12 +98,19 @@ class SharedPrefix:
                 )
             return cast(Tensor, logps)
 
-        head = cast(torch.nn.Linear, self._core.get_output_embeddings())
+        head = cast(torch.nn.Linear, self.core.get_output_embeddings())
         with HeadProbe(head, at_head, leaves=lambda logps: logps):
             output = self._model(**self._packed(rows, layout, None))
         sizes = [len(row.ids) - start for row, start in zip(rows, spans, strict=True)]
         parts = iter(output.logits[0].split(sizes))
         return [[next(parts) for _ in group] for group in completions]
+
+    def keep_states(self, places: slice) -> None:
+        """Hand only these positions of each row to the head in the next forward call.
+
+        For heads that are asked for the log-probabilities of some positions, and would else compute others too.
+        """
+        self._kept = places
 
     def _rows_of(
         self, prompts: Sequence[Prompt], completions: Sequence[Sequence[Tensor | Sequence[int]]]
@@ -119,7 +129,7 @@ class SharedPrefix:
             ids = torch.as_tensor(inputs["input_ids"]).flatten().tolist()
             if not ids:
                 raise ValueError("shared_prefix: a prompt must have at least one token, got none; leave it out")
-            visuals = visuals_of_rows(self._core.config, [ids], inputs)[0]
+            visuals = visuals_of_rows(self.core.config, [ids], inputs)[0]
             for completion in group:
                 rows.append(Row(ids + torch.as_tensor(completion, dtype=torch.long).flatten().tolist(), visuals))
                 spans.append(len(ids))
@@ -127,7 +137,7 @@ class SharedPrefix:
 
     def _packed(self, rows: list[Row], layout: Layout, positions: list[Tensor] | None) -> dict[str, Any]:
         """The model's arguments for the packed rows; positions as the model itself gives them, unless given."""
-        device = self._core.device
+        device = self.core.device
         ids = [torch.tensor(row.ids, dtype=torch.long, device=device) for row in rows]
         arguments: dict[str, Any] = {"input_ids": packed_tokens(layout, ids)}
         if positions is None:
@@ -146,18 +156,18 @@ class SharedPrefix:
 
     def _own_positions(self, rows: list[Row]) -> list[Tensor]:
         """Per row the positions int64 [A, n] that the model gives it when it is alone."""
-        base: Any = self._core.base_model
+        base: Any = self.core.base_model
         positions: list[Tensor] = []
         for row in rows:
             if not hasattr(base, "get_rope_index"):
                 positions.append(torch.arange(len(row.ids))[None])
                 continue
-            positions.append(base.get_rope_index(**rope_inputs(self._core.config, row.ids, row.visuals))[0][:, 0])
+            positions.append(base.get_rope_index(**rope_inputs(self.core.config, row.ids, row.visuals))[0][:, 0])
         return positions
 
     def _more_is_asked(self) -> bool:
         """Whether the configuration asks for more than the last hidden states."""
-        configs = (self._core.config, language_model_of(self._core).config)
+        configs = (self.core.config, language_model_of(self.core).config)
         return any(getattr(config, name, False) for config in configs for name in _MORE)
 
     def before(self, base: torch.nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -173,7 +183,7 @@ class SharedPrefix:
             return None
         tokens = ids.tolist()
         ids_of_rows = [row[start:end] for row, (start, end) in zip(tokens, windows, strict=True)]
-        visuals = visuals_of_rows(self._core.config, ids_of_rows, options)
+        visuals = visuals_of_rows(self.core.config, ids_of_rows, options)
         if any(visuals) and options.get(TYPES) is None:
             return None  # without them the model counts visual tokens as text, or refuses
         rows = [Row(row, own) for row, own in zip(ids_of_rows, visuals, strict=True)]
@@ -191,15 +201,18 @@ class SharedPrefix:
         return (), {**kept, **self._packed(rows, layout, positions)}
 
     def after(self, base: torch.nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
-        """Hook behind it: hidden states [1, N, D] of the packed row back to rows [B, width, D]."""
-        call, self._call = self._call, None
-        if call is None:
-            return None
+        """Hook behind it: hidden states [1, N, D] of the packed row back to rows [B, width, D], or what is kept."""
+        (call, self._call), (kept, self._kept) = (self._call, None), (self._kept, slice(None))
         hidden = output[0]
-        index = torch.zeros(len(call.windows), call.width, dtype=torch.long)
-        for row, (start, end) in enumerate(call.windows):
-            index[row, start:end] = call.layout.places[row]
-        rows = hidden.flatten(0, 1)[index.to(hidden.device)]
+        if call is not None:
+            index = torch.zeros(len(call.windows), call.width, dtype=torch.long)
+            for row, (start, end) in enumerate(call.windows):
+                index[row, start:end] = call.layout.places[row]
+            rows = hidden.flatten(0, 1)[index[:, kept].to(hidden.device)]
+        elif kept != slice(None):
+            rows = hidden[:, kept]
+        else:
+            return None
         if isinstance(output, tuple):
             return (rows, *output[1:])
         output.last_hidden_state = rows
