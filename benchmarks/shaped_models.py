@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from zoomzero.models import mrope_positions
 from zoomzero.models.encoding import EncodedPrompt, PlacedVideo, video_features
@@ -23,21 +23,26 @@ HALF_BILLION = {
 SHAPES: dict[str, dict[str, Any]] = {"tiny": {}, "0.5B": HALF_BILLION}
 
 
-def shaped_model(shape: str) -> Qwen2_5_VLForConditionalGeneration:
-    """A random model, float32: "tiny" (0.5 M parameters) or "0.5B"."""
-    model = tiny_model()
+def shaped_config(shape: str) -> Qwen2_5_VLConfig:
+    """The config of a random model: "tiny" (0.5 M parameters) or "0.5B"."""
+    config = copy.deepcopy(tiny_model().config)
     if not SHAPES[shape]:
-        return model
-    config = copy.deepcopy(model.config)
+        return config
     for name, value in SHAPES[shape].items():
         setattr(config.text_config, name, value)
     config.text_config.layer_types = None
     config.text_config.head_dim = 64
     config.text_config.max_window_layers = SHAPES[shape]["num_hidden_layers"]
     config.vision_config.out_hidden_size = SHAPES[shape]["hidden_size"]
-    config = type(config)(**config.to_dict())
+    return type(config)(**config.to_dict())
+
+
+def shaped_model(shape: str) -> Qwen2_5_VLForConditionalGeneration:
+    """A random model, float32, of the shape's config."""
+    if not SHAPES[shape]:
+        return tiny_model()
     torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+    return Qwen2_5_VLForConditionalGeneration(shaped_config(shape)).eval()
 
 
 @dataclass(frozen=True)

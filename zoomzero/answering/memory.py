@@ -99,10 +99,10 @@ def estimate_memory(
     text: Any = config.get_text_config()
     kept = key_value_bytes(config, dtype)
     logits = 3 * text.vocab_size * torch.float32.itemsize
-    fixed = logits + (TEXT_TOKENS + max_new_tokens) * (kept + _text_layer_values(config) * dtype.itemsize)
-    vision, pixels = _vision_values(config)
+    fixed = logits + (TEXT_TOKENS + max_new_tokens) * (kept + text_layer_values(config) * dtype.itemsize)
+    vision, pixels = vision_values(config)
     features = text.hidden_size * (1 + len(getattr(config.vision_config, "deepstack_visual_indexes", ())))
-    layer = max(vision, _text_layer_values(config)) * dtype.itemsize
+    layer = max(vision, text_layer_values(config)) * dtype.itemsize
     return MemoryEstimate(weights, fixed, kept + layer + features * dtype.itemsize + pixels * PIXEL_BYTES)
 
 
@@ -113,7 +113,7 @@ def key_value_bytes(config: PretrainedConfig, dtype: torch.dtype) -> int:
     return 2 * text.num_hidden_layers * text.num_key_value_heads * width * dtype.itemsize
 
 
-def _text_layer_values(config: PretrainedConfig) -> int:
+def text_layer_values(config: PretrainedConfig) -> int:
     """Numbers per token that a layer of the language model holds at once: its states, queries, keys, values, and two
     products of the gated projection."""
     text: Any = config.get_text_config()
@@ -122,7 +122,7 @@ def _text_layer_values(config: PretrainedConfig) -> int:
     return 3 * text.hidden_size + width * heads + 2 * text.intermediate_size
 
 
-def _vision_values(config: PretrainedConfig) -> tuple[int, int]:
+def vision_values(config: PretrainedConfig) -> tuple[int, int]:
     """Numbers per visual token that a layer of the vision tower holds at once, and pixels."""
     vision: Any = config.vision_config
     hidden = getattr(vision, "embed_dim", vision.hidden_size)

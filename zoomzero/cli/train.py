@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,6 +58,15 @@ def add(commands: Any) -> None:
     )
     train.add_argument("--resume", action="store_true", help="go on from the newest complete checkpoint in --out")
     train.add_argument("--start-over", action="store_true", help="delete the checkpoints of an earlier run in --out")
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="estimate the memory each process needs, and end; reads neither data nor weights",
+    )
+    train.add_argument(
+        "--memory", metavar="SIZE", help="with --dry-run: of a card, e.g. 80GiB; this machine's own unless told"
+    )
+    train.add_argument("--processes", type=int, metavar="NUM", help="with --dry-run: cards, one process each (1)")
     train.add_argument("--seed", type=int, default=0, help="of the data's order and of sampling (%(default)s)")
     add_row_limits(train)
     add_fields(train, TrainingSettings, FLAGS)
@@ -64,11 +75,15 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    if not options.dry_run and (options.memory is not None or options.processes is not None):
+        raise ValueError("--memory and --processes are for --dry-run, got one without it; add --dry-run")
     asked = _from_options(options) if options.config is None else _from_recipe(options)
+    if options.dry_run:
+        return _estimate(asked, options)
     from zoomzero.training.run import train
 
     resuming = {"resume": options.resume, "start_over": options.start_over}
-    train(asked.model, asked.samples, asked.config, peft_config=asked.peft_config, **resuming)
+    train(asked.model, asked.load(), asked.config, peft_config=asked.peft_config, **resuming)
     if asked.config.process_index == 0:
         print(f"checkpoint: {asked.config.output_dir}")
     return 0
@@ -78,9 +93,19 @@ class _Asked(NamedTuple):
     """A run as it was asked for."""
 
     model: str | None
-    samples: list[Sample]
+    load: Callable[[], list[Sample]]
     config: ZoomZeroConfig
     peft_config: Any = None
+
+
+def _estimate(asked: _Asked, options: argparse.Namespace) -> int:
+    """Say what the run needs of each card; status 1 where that is more than there is."""
+    from zoomzero.training.memory import launch_of, memory_of_run
+
+    launch = launch_of(options.memory, options.processes or asked.config.world_size)
+    needs = memory_of_run(asked.model, asked.config, launch, peft_config=asked.peft_config)
+    print(needs.said(launch))
+    return int(needs.total > launch.card_bytes)
 
 
 def _from_options(options: argparse.Namespace) -> _Asked:
@@ -91,7 +116,7 @@ def _from_options(options: argparse.Namespace) -> _Asked:
             f"needs one annotation file and --out FOLDER, or --config RECIPE, got {len(options.arguments)} "
             f"files and {'no --out' if options.out is None else '--out'}; see --help"
         )
-    samples = load_annotations(Path(options.arguments[0]), options.video_root, **row_limits(options))
+    load = functools.partial(load_annotations, Path(options.arguments[0]), options.video_root, **row_limits(options))
     from zoomzero.training.run import train_config
 
     config = train_config(
@@ -103,14 +128,15 @@ def _from_options(options: argparse.Namespace) -> _Asked:
         seed=options.seed,
         **field_values(options, TrainingSettings),
     )
-    return _Asked(options.model, samples, config)
+    return _Asked(options.model, load, config)
 
 
 def _from_recipe(options: argparse.Namespace) -> _Asked:
     from zoomzero.training.recipe import change, load_recipe
     from zoomzero.training.sources import load_sources
 
-    kept = ("config", "arguments", "out", "model", "resume", "start_over", "strict", "command", "default_of")
+    kept = {"config", "arguments", "out", "model", "resume", "start_over", "strict", "command", "default_of"}
+    kept |= {"dry_run", "memory", "processes"}
     for name, value in vars(options).items():
         if name not in kept and value != options.default_of(name):
             raise ValueError(
@@ -123,4 +149,5 @@ def _from_recipe(options: argparse.Namespace) -> _Asked:
         changes["model"] = options.model
     recipe, config = load_recipe(options.config, changes)
     limits = row_limits(options) | {"max_bad_fraction": recipe.max_bad_fraction}
-    return _Asked(recipe.model, load_sources(recipe.data, config.seed, **limits), config, recipe.peft_config())
+    load = functools.partial(load_sources, recipe.data, config.seed, **limits)
+    return _Asked(recipe.model, load, config, recipe.peft_config())

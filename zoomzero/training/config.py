@@ -126,6 +126,11 @@ class ZoomZeroConfig(TrainingSettings, GRPOConfig):  # type: ignore[misc]  # Non
         return self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations) != 0
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether something is asked of the frozen start model."""
+        return self.beta > 0 or (self.zoom_reward and self.zoom_scorer == "reference")
+
+    @property
     def n_gpu(self) -> int:
         """GPUs of this process: one. transformers would split a batch over all it sees (DataParallel), and a packed
         row's positions [3, rows, length] along the wrong axis."""

@@ -34,6 +34,7 @@ from zoomzero.training.progress import StepBar, history
 from zoomzero.training.settings import TrainingSettings
 from zoomzero.training.stopping import StepBoundary, keep_steps
 from zoomzero.training.trainer import ZoomZeroTrainer
+from zoomzero.training.weights import weights_dtype
 
 
 def train_config(
@@ -143,7 +144,9 @@ def _train(
     run = Path(str(config.output_dir))
     with config.main_process_first(desc="looking for checkpoints"):
         newest = _earlier_run(run, resume=resume, start_over=start_over, is_first=config.process_index == 0)
-    engine = start if isinstance(start, ZoomZero) else ZoomZero.from_pretrained(start)
+    engine = start
+    if not isinstance(engine, ZoomZero):
+        engine = ZoomZero.from_pretrained(engine, dtype=weights_dtype(config, peft_config))
     bar, boundary = StepBar(), StepBoundary()
     rows = [dataclasses.asdict(sample) for sample in samples]
     # The trainer itself refuses models that it cannot train.

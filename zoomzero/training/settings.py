@@ -39,6 +39,9 @@ class TrainingSettings:
     )
     zoom_reward: bool = _setting(True, "The zoom pass: answer from the zoomed frames and reward a right answer.")
     zoom_scorer: str = _setting("reference", "Who answers the zoom pass: reference, the frozen start model, or policy.")
+    offload_reference: bool = _setting(
+        False, "Keep the frozen start model in the host's memory, and on the device only while it works."
+    )
     online_filter: bool = _setting(
         False, "Leave out of the loss the groups whose answers are all right or all wrong and whose IoU is equal."
     )

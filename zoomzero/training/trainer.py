@@ -32,7 +32,7 @@ from zoomzero.training.groups import GroupBatch
 from zoomzero.training.loss import group_loss, stand_in, untouched_loss
 from zoomzero.training.metrics import Metrics, ShownResponses
 from zoomzero.training.packing import PackedForward
-from zoomzero.training.reference import Reference, frozen_copy
+from zoomzero.training.reference import Reference, frozen_copy, start_reference
 from zoomzero.training.run_log import RunLog, write_sample
 from zoomzero.training.sampler import vllm_sampler
 from zoomzero.training.segments import NO_SEGMENT_SUMS, segment_metrics, segment_sums
@@ -93,8 +93,8 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         use_segment_attention(model)
         if peft_config is not None:
             peft_config = checked_lora(peft_config, freeze_vision=args.freeze_vision)
-        needs_reference = args.beta > 0 or (args.zoom_reward and args.zoom_scorer == "reference")
-        start = frozen_copy(model, share_vision=args.freeze_vision) if needs_reference and peft_config is None else None
+        copies_start = args.needs_reference and peft_config is None
+        start = frozen_copy(model, share_vision=args.freeze_vision) if copies_start else None
         model.model.visual.requires_grad_(not args.freeze_vision)
         # TRL loads its own reference by the model's name on the hub when beta > 0; ours is the copy above.
         own_args = copy.copy(args)
@@ -124,8 +124,14 @@ class ZoomZeroTrainer(CheckpointingTrainer):
         self._rollout_step: int | None = None
         self.reference: Reference | None = None
         if start is not None:
-            self.reference = Reference(start.to(self.accelerator.device, half if self.is_fsdp_enabled else None))
-        elif needs_reference:
+            self.reference = start_reference(
+                start,
+                self.accelerator.device,
+                half if self.is_fsdp_enabled else None,
+                is_offloaded=args.offload_reference,
+                shares_vision=args.freeze_vision,
+            )
+        elif args.needs_reference:
             self.reference = Reference(self.policy.model, has_adapters=True)
         self.encoder = _encoder(processor, self.policy.model, args)
         num_eval = 0 if self.eval_dataset is None else len(cast(Dataset, self.eval_dataset))

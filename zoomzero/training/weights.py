@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from zoomzero.models.adapters import has_adapters, without_wrapper
 from zoomzero.models.families import family_of
 
+if TYPE_CHECKING:
+    from zoomzero.training.config import ZoomZeroConfig
+
 # What activation checkpointing of accelerate puts into names.
 CHECKPOINTED = "_checkpoint_wrapped_module."
 
@@ -24,6 +27,15 @@ CHECKPOINTED = "_checkpoint_wrapped_module."
 def whole(tensor: Tensor) -> Tensor:
     """A tensor as it is without sharding; all processes call it together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def weights_dtype(settings: ZoomZeroConfig, peft_config: Any) -> torch.dtype:
+    """In which dtype a run loads the model.
+
+    Trained weights are float32: a step of 1e-6 is lost in bfloat16's eight bits. Frozen ones under adapters are
+    bfloat16 where the computation is; PEFT makes adapters float32.
+    """
+    return torch.bfloat16 if peft_config is not None and settings.bf16 else torch.float32
 
 
 @torch.no_grad()
