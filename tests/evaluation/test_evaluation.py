@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,43 @@ def test_the_next_video_is_read_while_the_model_works(tmp_path: Path, monkeypatc
     ahead = evaluate(engine, samples, batch_size=2, max_new_tokens=6)
     monkeypatch.undo()
     assert _equal(ahead, evaluate(engine, samples, batch_size=2, max_new_tokens=6, time_limit=None))
+
+
+@pytest.mark.parametrize("in_pass", ["coarse", "zoom"])
+def test_frames_of_two_videos_are_read_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_pass: str
+) -> None:
+    """Each reading waits until the other video's has begun: one after the other they never would."""
+    samples = _questions(tmp_path, 2)[::2]
+    engine = ZoomZero(tiny_model(), tiny_processor())
+    read, both = engine.processor.read, threading.Barrier(2, timeout=60)
+
+    def meeting(video: Video, plan: FramePlan) -> VideoPatches:
+        # The zoom pass has four frames at most.
+        if (len(plan.timestamps) <= 4) == (in_pass == "zoom"):
+            both.wait()
+        return read(video, plan)
+
+    monkeypatch.setattr(engine.processor, "read", meeting)
+    result = evaluate(engine, samples, batch_size=2, max_new_tokens=2, num_decoders=2)
+    assert None not in result.answers
+    with pytest.raises(ValueError, match="num_decoders must be at least 1, got 0"):
+        evaluate(engine, samples, num_decoders=0)
+
+
+def test_the_wait_for_frames_counts_those_of_later_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = _questions(tmp_path, 2)[::2]
+    engine = ZoomZero(tiny_model(), tiny_processor())
+    read = engine.processor.read
+
+    def slow(video: Video, plan: FramePlan) -> VideoPatches:
+        time.sleep(0.2 if len(plan.timestamps) <= 4 else 0)
+        return read(video, plan)
+
+    monkeypatch.setattr(engine.processor, "read", slow)
+    result = evaluate(engine, samples, batch_size=2, max_new_tokens=2, num_decoders=1, run_folder=tmp_path / "run")
+    assert result.waited_seconds >= 0.4
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["waited_seconds"] == result.waited_seconds
 
 
 def test_answers_and_skipped_samples_are_on_disk_when_too_many_are_unreadable(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from zoomzero.answering.strategies import check_strategy
-from zoomzero.limits import MAX_NEW_TOKENS
+from zoomzero.limits import MAX_NEW_TOKENS, NUM_DECODERS
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +50,8 @@ class AnswerOptions:
     """For "rounds": most spans looked at side by side. For "divide_and_conquer": chunks whose spans are zoomed."""
     chunk_frames: int = 256
     """For "divide_and_conquer": frames per chunk, at the coarse pass's sampling rate."""
+    num_decoders: int = NUM_DECODERS
+    """Videos read side by side, in threads; answers do not depend on it."""
 
     def __post_init__(self) -> None:
         check_strategy(self.strategy)
@@ -57,7 +59,8 @@ class AnswerOptions:
             raise ValueError(
                 f"answer: budget_tokens must be at least 1, got {self.budget_tokens}; leave it out for the default"
             )
-        for name, least in (("max_new_tokens", 1), ("max_rounds", 0), ("max_spans", 1), ("chunk_frames", 1)):
+        for name in ("max_new_tokens", "max_rounds", "max_spans", "chunk_frames", "num_decoders"):
+            least = 0 if name == "max_rounds" else 1
             if getattr(self, name) < least:
                 raise ValueError(f"answer: {name} must be at least {least}, got {getattr(self, name)}; raise it")
 
@@ -70,6 +73,7 @@ class MoreOptions(TypedDict, total=False):
     max_rounds: int
     max_spans: int
     chunk_frames: int
+    num_decoders: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from zoomzero.patches import VideoPatches
 from zoomzero.prompts import Inquiry, Prompts
 from zoomzero.video import Video, VideoError, open_video
 from zoomzero.video.cache import VideoCache
+from zoomzero.video.prefetch import Prefetcher
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,11 @@ class Reading:
     num_queries: int
     """How many queries share that time."""
     _resources: contextlib.ExitStack
+
+    @property
+    def seconds_each(self) -> float:
+        """A query's share of the time."""
+        return self.seconds / self.num_queries
 
     def close(self) -> None:
         """Give the video back to the cache it came from; one that was passed in open stays open."""
@@ -85,8 +91,8 @@ class Engine(abc.ABC):
         self._videos = VideoCache(open_video, MAX_IDLE_VIDEOS)
 
     @abc.abstractmethod
-    def backend(self) -> Backend:
-        """Where the looks of one call go."""
+    def backend(self, num_decoders: int) -> Backend:
+        """Where the looks of one call go; num_decoders: looks whose frames are read side by side."""
 
     def answer(
         self,
@@ -109,7 +115,8 @@ class Engine(abc.ABC):
                 the first pass named, and answers from those frames; see `zoomzero.answering.strategies` for all.
             budget_tokens: see `AnswerOptions`.
             subtitles: what is said in the video, or the path of an .srt file.
-            more: the other fields of `AnswerOptions`: max_new_tokens, keep_frames, max_rounds, max_spans, chunk_frames.
+            more: the other fields of `AnswerOptions`: max_new_tokens, keep_frames, max_rounds, max_spans, chunk_frames,
+                num_decoders.
 
         Raises:
             ValueError: question, options, strategy, budget or subtitles are not valid.
@@ -134,10 +141,7 @@ class Engine(abc.ABC):
         options = options or AnswerOptions()
         sources = [query.video if isinstance(query.video, Video) else os.fspath(query.video) for query in queries]
         with contextlib.ExitStack() as stack:
-            readings = {
-                source: stack.enter_context(self.read(source, options.budget_tokens, num_queries=sources.count(source)))
-                for source in dict.fromkeys(sources)
-            }
+            readings = self._read_all(sources, options, stack)
             asked = [(query, readings[source]) for query, source in zip(queries, sources, strict=True)]
             results = self.answer_readings(asked, options, on_pass)
         answers = []
@@ -174,6 +178,29 @@ class Engine(abc.ABC):
             seconds = time.perf_counter() - started
             return Reading(opened, coarse, seconds, num_queries, stack.pop_all())
 
+    def _read_all(
+        self, sources: Sequence[Video | str], options: AnswerOptions, stack: contextlib.ExitStack
+    ) -> dict[Video | str, Reading]:
+        """What the coarse pass sees of each video, several read side by side; `stack` closes them."""
+
+        def read(source: Video | str) -> Reading:
+            return self.read(source, options.budget_tokens, num_queries=sources.count(source))
+
+        ahead = Prefetcher(
+            dict.fromkeys(sources),
+            read,
+            num_threads=options.num_decoders,
+            ahead=options.num_decoders,
+            discard=Reading.close,
+        )
+        readings = {}
+        with contextlib.closing(iter(ahead)) as loaded:
+            for source, reading in loaded:
+                if isinstance(reading, VideoError):
+                    raise reading
+                readings[source] = stack.enter_context(reading)
+        return readings
+
     def answer_readings(
         self,
         asked: Sequence[tuple[Query, Reading]],
@@ -189,13 +216,13 @@ class Engine(abc.ABC):
             For each query its answer, or why the frames of a pass cannot be read; the others do not suffer.
         """
         options = options or AnswerOptions()
-        backend = self.backend()
-        runs = []
-        for query, reading in asked:
-            backend.add(reading.video, reading.coarse)
-            runs.append(StrategyRun(self._scene(query, reading, options), reading.seconds / reading.num_queries))
-        while waiting := [(place, ask) for place, run in enumerate(runs) for ask in run.asks]:
-            _run_round(backend, waiting, runs, on_pass)
+        with contextlib.closing(self.backend(options.num_decoders)) as backend:
+            runs = []
+            for query, reading in asked:
+                backend.add(reading.video, reading.coarse)
+                runs.append(StrategyRun(self._scene(query, reading, options), reading.seconds_each))
+            while waiting := [(place, ask) for place, run in enumerate(runs) for ask in run.asks]:
+                _run_round(backend, waiting, runs, on_pass)
         return [run.result() for run in runs]
 
     def _scene(self, query: Query, reading: Reading, options: AnswerOptions) -> Scene:
@@ -246,9 +273,9 @@ class ZoomZero(Engine):
         self.can_keep_tokens = language_model is None
         self._language_model = language_model
 
-    def backend(self) -> Backend:
+    def backend(self, num_decoders: int) -> Backend:
         """As `Engine`."""
-        return LocalBackend(self.model, self.processor, self._language_model)
+        return LocalBackend(self.model, self.processor, self._language_model, num_decoders)
 
     @classmethod
     def from_pretrained(

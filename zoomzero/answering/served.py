@@ -17,6 +17,6 @@ class ServedModel(Engine):
         self.server = server
         self.name = f"{server.model} at {server.base_url}"
 
-    def backend(self) -> OpenAIBackend:
+    def backend(self, num_decoders: int) -> OpenAIBackend:
         """As `Engine`."""
-        return OpenAIBackend(self.server, self.planner)
+        return OpenAIBackend(self.server, self.planner, num_decoders)

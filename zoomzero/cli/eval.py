@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoomzero.cli.model_options import add_model_options, answer_options, load, model_options, prompts_of
 from zoomzero.cli.row_limits import add_row_limits, row_limits
 from zoomzero.cli.video_limits import add_video_limits
+from zoomzero.limits import NUM_DECODERS
 from zoomzero.text import escaped
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--subtitles", action="store_true", help="put the benchmark's subtitles into the prompts")
     add_model_options(evaluate)
     evaluate.add_argument("--batch-size", type=int, default=8, help="questions per forward (%(default)s)")
+    evaluate.add_argument(
+        "--num-decoders", type=int, default=NUM_DECODERS,
+        help="videos read side by side, each in a decoding process of its own (%(default)s)",
+    )  # fmt: skip
     evaluate.add_argument("--out", type=Path, help="also write the figures as JSON")
     evaluate.add_argument(
         "--run", type=Path, help="folder of the run, resumed if it holds answers (runs/eval/ and the time of the start)"
@@ -48,7 +53,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     # What is wrong with the options is told before files are read, and a model loaded.
-    answers, prompts, _ = answer_options(options), prompts_of(options), model_options(options)
+    answers, prompts, _ = answer_options(options, options.num_decoders), prompts_of(options), model_options(options)
     samples = _samples(options)
     if options.check:
         return _check(samples)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from zoomzero.answering.loading import ModelOptions
 from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.cli.fields import add_fields, field_values
-from zoomzero.limits import MAX_NEW_TOKENS
+from zoomzero.limits import MAX_NEW_TOKENS, NUM_DECODERS
 
 if TYPE_CHECKING:
     from zoomzero.answering.answer import AnswerOptions
@@ -29,8 +29,8 @@ def add_model_options(command: Any) -> None:
     command.add_argument("--prompts", type=Path, metavar="FILE", help="templates: JSON as in a zoomzero.json")
 
 
-def answer_options(options: argparse.Namespace) -> AnswerOptions:
-    """How to answer."""
+def answer_options(options: argparse.Namespace, num_decoders: int = NUM_DECODERS) -> AnswerOptions:
+    """How to answer; num_decoders: videos read side by side."""
     from zoomzero.answering.answer import AnswerOptions
 
     return AnswerOptions(
@@ -39,6 +39,7 @@ def answer_options(options: argparse.Namespace) -> AnswerOptions:
         options.max_new_tokens,
         max_rounds=options.max_rounds,
         max_spans=options.max_spans,
+        num_decoders=num_decoders,
     )
 
 

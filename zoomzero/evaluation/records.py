@@ -125,7 +125,7 @@ class Evaluation:
     wrong_durations: tuple[WrongDuration, ...] = ()
     """Videos whose annotated length is off by more than a second."""
     waited_seconds: float = 0.0
-    """Time in which the model had nothing to do because frames were still being read."""
+    """Time in which the model had nothing to do because frames were still being read, those of later passes too."""
 
     @property
     def predictions(self) -> list[Prediction | None]:

@@ -104,7 +104,8 @@ class _Work:
     def record(self) -> dict[str, Any]:
         """What answers depend on, in JSON's types."""
         options = dataclasses.asdict(self.settings.answers)
-        del options["keep_frames"]
+        for name in ("keep_frames", "num_decoders"):
+            del options[name]
         # Budgets and templates of the checkpoint, or those that were named instead.
         asked = json.dumps(dataclasses.asdict(self.engine.planner.settings), sort_keys=True)
         return {
@@ -119,7 +120,8 @@ class _Work:
         total = run.num_done + sum(len(group) for group in groups)
         if run.num_done and on_progress is not None:
             on_progress(run.num_done, total)
-        open_one = functools.partial(open_video, time_limit=self.settings.time_limit)
+        num_decoders = self.settings.answers.num_decoders
+        open_one = functools.partial(open_video, time_limit=self.settings.time_limit, num_decoders=num_decoders)
         with contextlib.ExitStack() as stack:
             videos = stack.enter_context(VideoCache(open_one, MAX_IDLE_VIDEOS))
 
@@ -127,7 +129,9 @@ class _Work:
                 path, budget = run.samples[group[0]].video, self.settings.answers.budget_tokens
                 return self.engine.read(path, budget, num_queries=len(group), videos=videos)
 
-            ahead = Prefetcher(groups, read, ahead=self.settings.num_ahead, discard=Reading.close)
+            ahead = Prefetcher(
+                groups, read, num_threads=num_decoders, ahead=self.settings.num_ahead, discard=Reading.close
+            )
             # Closed here, not when they are collected: an error must leave no thread and no video behind.
             loaded = stack.enter_context(contextlib.closing(iter(ahead)))
             batches = stack.enter_context(contextlib.closing(_batches(run.samples, loaded, self.settings.batch_size)))
@@ -234,6 +238,8 @@ class _Run:
                 continue
             if not isinstance(item.reading, VideoError):
                 self._durations.compare(item.sample.video, item.sample.duration, item.reading.video.duration)
+                # What lies beyond the reading ahead: frames of later passes.
+                self._waited += result.timings["read"] - item.reading.seconds_each
             self.answers[item.index] = (
                 AnswerRecord.from_dict(result.as_dict())
                 if self._folder is None

@@ -26,7 +26,8 @@ class EvaluationSettings:
     """Seconds after which a decoder that gives no sign of life is stopped and its video is unreadable, None to decode
     in this process; see `zoomzero.video.open_video`."""
     read_ahead: int | None = None
-    """Videos read before their turn, each held as its coarse pass's patches; batch_size unless told."""
+    """Videos read before their turn, each held as its coarse pass's patches; batch_size or num_decoders, whichever is
+    more, unless told."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -37,7 +38,7 @@ class EvaluationSettings:
     @property
     def num_ahead(self) -> int:
         """Videos read before their turn."""
-        return self.batch_size if self.read_ahead is None else self.read_ahead
+        return max(self.batch_size, self.answers.num_decoders) if self.read_ahead is None else self.read_ahead
 
     def changed(self, changes: Mapping[str, Any]) -> EvaluationSettings:
         """The settings with other values of their own fields, or of those of `answers`.

@@ -134,6 +134,10 @@ class PromptEncoder:
         self._frames.clear()
         self._texts.clear()
 
+    def close(self) -> None:
+        """End the threads that read; a later look starts them anew."""
+        self._reads.close()
+
     def _visual_parts(self, looks: Sequence[Look]) -> list[Frames | VideoError]:
         found: dict[Hashable, Frames | VideoError] = {}
         missing: dict[Hashable, Look] = {}

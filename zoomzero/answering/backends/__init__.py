@@ -83,5 +83,8 @@ class Backend(Protocol):
 
         Returns:
             For each look what was said, or why its frames cannot be read; and the seconds that all took together:
-            "read", "encode", "generate".
+            "read" (spent on frames, or on waiting for them), "encode", "generate".
         """
+
+    def close(self) -> None:
+        """End what reads frames."""

@@ -72,17 +72,29 @@ class LocalBackend:
         model: its vision tower, positions and config are used.
         processor: writes prompts.
         language_model: takes them; the model itself unless told.
+        num_decoders: looks whose frames are read side by side.
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: VideoInputs, language_model: LanguageModel | None = None
+        self,
+        model: PreTrainedModel,
+        processor: VideoInputs,
+        language_model: LanguageModel | None = None,
+        num_decoders: int = 1,
     ) -> None:
         self._model = model
         self._processor = processor
         self._language_model = language_model or OwnLanguageModel(model)
         self._end_token_ids = end_token_ids(model, processor.tokenizer)
         self._videos = OpenVideos()
-        self._encoder = PromptEncoder(processor, model, self._videos, freeze_vision=True, feature_bytes=FEATURE_BYTES)
+        self._encoder = PromptEncoder(
+            processor,
+            model,
+            self._videos,
+            freeze_vision=True,
+            feature_bytes=FEATURE_BYTES,
+            num_decoders=num_decoders,
+        )
 
     def add(self, video: Video, patches: VideoPatches) -> None:
         """As `Backend`."""
@@ -107,6 +119,10 @@ class LocalBackend:
         ]
         ended, read = time.perf_counter(), self._encoder.read_seconds - read_before
         return spoken, {"read": read, "encode": encoded - started - read, "generate": ended - encoded}
+
+    def close(self) -> None:
+        """As `Backend`."""
+        self._encoder.close()
 
     def _say(self, asks: Sequence[Ask], prompts: Sequence[PreparedPrompt], max_new_tokens: int) -> list[Spoken]:
         if not prompts:

@@ -71,11 +71,12 @@ class Server:
 
 
 class OpenAIBackend:
-    """A `Backend` that sends every look to a server."""
+    """A `Backend` that sends every look to a server, the frames of `num_decoders` looks read side by side."""
 
-    def __init__(self, server: Server, planner: FramePlanner) -> None:
+    def __init__(self, server: Server, planner: FramePlanner, num_decoders: int = 1) -> None:
         self._server = server
         self._planner = planner
+        self._num_decoders = num_decoders
         self._videos = OpenVideos()
 
     def add(self, video: Video, patches: VideoPatches) -> None:
@@ -98,12 +99,8 @@ class OpenAIBackend:
             ServerError: the server cannot be asked, or does not answer as the protocol says.
         """
         started = time.perf_counter()
-        read: list[list[dict[str, Any]] | VideoError] = []
-        for ask in asks:
-            try:
-                read.append(self._parts(ask))
-            except VideoError as error:
-                read.append(error)
+        with ThreadPoolExecutor(self._num_decoders) as pool:
+            read = list(pool.map(self._parts, asks))
         encoded = time.perf_counter()
         with ThreadPoolExecutor(NUM_REQUESTS) as pool:
             replies = [
@@ -119,9 +116,16 @@ class OpenAIBackend:
         ended = time.perf_counter()
         return spoken, {"read": encoded - started, "encode": 0.0, "generate": ended - encoded}
 
-    def _parts(self, ask: Ask) -> list[dict[str, Any]]:
-        """The message: the prompt around the frames."""
-        plan, frames = ask.look.plan, self.frames(ask.video, ask.look.plan)
+    def close(self) -> None:
+        """As `Backend`: nothing outlives a call of `speak`."""
+
+    def _parts(self, ask: Ask) -> list[dict[str, Any]] | VideoError:
+        """The message, the prompt around the frames; or why those cannot be read."""
+        plan = ask.look.plan
+        try:
+            frames = self.frames(ask.video, plan)
+        except VideoError as error:
+            return error
         before, after = self._planner.settings.prompts.around_video(ask.look.inquiry, zoomed=ask.look.zoomed)
         parts = [_text_part(before)] if before else []
         if self._server.frames_as == "video":
