@@ -182,7 +182,7 @@ class BandWorker {
     for (int64_t i = 0; i < tp; ++i) {
       const uint8_t* rgb = finished_.data() + std::min(i, present - 1) * band_bytes_ + int64_t{x} * kChannels;
       uint8_t* out = line_.data() + i * ps * ps * element_bytes(p_);
-      kernels_.normalise(rgb, {ps, ps, scratch_row_bytes(p_), tp * ps * ps}, p_, out);
+      normalise_(rgb, {ps, ps, scratch_row_bytes(p_), tp * ps * ps}, p_, out);
     }
     const int64_t first = output_run(p_, first_slot, y, x).first;
     copy_out_(output(first), line_.data(), kChannels * tp * ps * ps * element_bytes(p_), stream_);
@@ -190,7 +190,7 @@ class BandWorker {
 
   void store_planar_row(int64_t slot, int32_t y, int32_t row_in_band) {
     const uint8_t* rgb = finished_.data() + row_in_band * scratch_row_bytes(p_);
-    kernels_.normalise(rgb, {1, p_.out_w, 0, p_.out_w}, p_, line_.data());
+    normalise_(rgb, {1, p_.out_w, 0, p_.out_w}, p_, line_.data());
     const OutputRun run = output_run(p_, slot, y, 0);
     const int64_t row_bytes = p_.out_w * element_bytes(p_);
     for (int32_t c = 0; c < kChannels; ++c) {
@@ -202,6 +202,7 @@ class BandWorker {
 
   const FrameResampleParams& p_;
   const RowKernels& kernels_;
+  Normalise normalise_ = kernels_.normalise[static_cast<int32_t>(p_.type)];
   CopyOut copy_out_ = copy_out_function();
   int64_t band_bytes_;
   bool stream_ = false;

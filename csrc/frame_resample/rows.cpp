@@ -6,13 +6,11 @@
 #include <cmath>
 #include <cstring>
 
-#include "common/half_types.h"
-
 namespace zoomzero {
 namespace {
 
 uint8_t round_and_clamp(int32_t sum, int32_t precision) {
-  return static_cast<uint8_t>(std::clamp((sum + (precision > 0 ? 1 << (precision - 1) : 0)) >> precision, 0, 255));
+  return static_cast<uint8_t>(std::clamp((sum + rounding(precision)) >> precision, 0, 255));
 }
 
 void horizontal(const uint8_t* const* source, const AxisView& axis, int32_t out_w, uint8_t* const* out) {
@@ -45,7 +43,7 @@ void vertical(const uint8_t* const* rows, const int16_t* weights, int32_t num_ro
 }
 
 template <typename T>
-void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, T* out) {
+void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   for (int32_t c = 0; c < kChannels; ++c) {
     // Every value a channel can take, so that no fused multiply-add is needed per pixel where the processor may have
     // none.
@@ -53,25 +51,15 @@ void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResamp
     for (int32_t v = 0; v < 256; ++v) table[v] = from_float<T>(std::fma(static_cast<float>(v), p.scale[c], p.shift[c]));
     for (int64_t y = 0; y < block.rows; ++y) {
       const uint8_t* pixels = rgb + y * block.row_bytes + c;
-      T* row = out + c * block.plane_stride + y * block.columns;
+      T* row = static_cast<T*>(out) + c * block.plane_stride + y * block.columns;
       for (int64_t x = 0; x < block.columns; ++x) row[x] = table[pixels[x * kChannels]];
     }
   }
 }
 
-void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
-  switch (p.type) {
-    case ElementType::kFloat32:
-      return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case ElementType::kBFloat16:
-      return normalise_as(rgb, block, p, static_cast<BFloat16Bits*>(out));
-    case ElementType::kFloat16:
-      return normalise_as(rgb, block, p, static_cast<Float16Bits*>(out));
-  }
-}
-
 }  // namespace
 
-const RowKernels kRowKernelsDefault = {1, horizontal, vertical, normalise};
+const RowKernels kRowKernelsDefault = {
+    1, horizontal, vertical, {normalise<float>, normalise<BFloat16Bits>, normalise<Float16Bits>}};
 
 }  // namespace zoomzero

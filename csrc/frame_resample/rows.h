@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/half_types.h"
 #include "frame_resample/bicubic_axis.h"
 #include "frame_resample/op.h"
 
@@ -22,6 +23,9 @@ struct PixelBlock {
   int64_t plane_stride;  // elements from one channel's [rows, columns] plane to the next
 };
 
+// rgb -> normalised elements, planes [3][rows, columns] at `out`. May write kRowSlack bytes past the end.
+using Normalise = void (*)(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out);
+
 struct RowKernels {
   // The weight rows of the horizontal axis must be padded to a multiple of this.
   int32_t taps_multiple;
@@ -31,10 +35,18 @@ struct RowKernels {
   // out[j] = sum_k weights[k] rows[k][j] for j < num_bytes, rounded and clamped.
   void (*vertical)(const uint8_t* const* rows, const int16_t* weights, int32_t num_rows, int32_t precision,
                    uint8_t* out, int64_t num_bytes);
-  // rgb -> normalised elements of type p.type, planes [3][rows, columns] at `out`. May write kRowSlack bytes past the
-  // end.
-  void (*normalise)(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out);
+  Normalise normalise[kNumElementTypes];  // by type of element
 };
+
+// Half of the unit that a shift by `precision` bits leaves, for rounding.
+inline int32_t rounding(int32_t precision) { return precision > 0 ? 1 << (precision - 1) : 0; }
+
+// A pair of neighbouring int16 weights as the 32-bit unit that a broadcast repeats.
+inline int32_t weight_pair(const int16_t* weights) {
+  int32_t pair;
+  __builtin_memcpy(&pair, weights, sizeof(pair));
+  return pair;
+}
 
 extern const RowKernels kRowKernelsDefault, kRowKernelsAvx2, kRowKernelsAvx512;
 

@@ -12,15 +12,6 @@
 namespace zoomzero {
 namespace {
 
-inline int32_t rounding(int32_t precision) { return precision > 0 ? 1 << (precision - 1) : 0; }
-
-// A pair of neighbouring int16 weights as the 32-bit unit that a broadcast repeats.
-inline int32_t weight_pair(const int16_t* weights) {
-  int32_t pair;
-  std::memcpy(&pair, weights, sizeof(pair));
-  return pair;
-}
-
 // 16 bytes of two rows, a row a 128-bit lane.
 ZOOMZERO_AVX2 inline __m256i load_two(const uint8_t* a, const uint8_t* b) {
   return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(a))),
@@ -104,11 +95,7 @@ ZOOMZERO_AVX2 inline void channel_shuffle(int c, __m128i* first, __m128i* second
 
 ZOOMZERO_AVX2 inline void store8(float* out, __m256 values) { _mm256_storeu_ps(out, values); }
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-ZOOMZERO_AVX2 inline void store8(BFloat16* out, __m256 values) {
+ZOOMZERO_AVX2 inline void store8(BFloat16Bits* out, __m256 values) {
   // Round to nearest even on the bits; the values are finite.
   const __m256i bits = _mm256_castps_si256(values);
   const __m256i lowest = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -118,17 +105,13 @@ ZOOMZERO_AVX2 inline void store8(BFloat16* out, __m256 values) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), words);
 }
 
-struct Float16 {
-  uint16_t bits;
-};
-
-ZOOMZERO_AVX2 inline void store8(Float16* out, __m256 values) {
+ZOOMZERO_AVX2 inline void store8(Float16Bits* out, __m256 values) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
                    _mm256_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 template <typename T>
-ZOOMZERO_AVX2 void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, T* out) {
+ZOOMZERO_AVX2 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   __m128i first[kChannels], second[kChannels];
   __m256 scale[kChannels], shift[kChannels];
   for (int c = 0; c < kChannels; ++c) {
@@ -146,7 +129,7 @@ ZOOMZERO_AVX2 void normalise_as(const uint8_t* rgb, const PixelBlock& block, con
         const __m128i bytes = _mm_or_si128(_mm_shuffle_epi8(a, first[c]), _mm_shuffle_epi8(b, second[c]));
         const __m256 values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
         const __m256 normalised = _mm256_fmadd_ps(values, scale[c], shift[c]);
-        T* to = out + c * block.plane_stride + y * block.columns + x;
+        T* to = static_cast<T*>(out) + c * block.plane_stride + y * block.columns + x;
         if (count == 8) {
           store8(to, normalised);
         } else {
@@ -159,20 +142,10 @@ ZOOMZERO_AVX2 void normalise_as(const uint8_t* rgb, const PixelBlock& block, con
   }
 }
 
-ZOOMZERO_AVX2 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
-  switch (p.type) {
-    case ElementType::kFloat32:
-      return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case ElementType::kBFloat16:
-      return normalise_as(rgb, block, p, static_cast<BFloat16*>(out));
-    case ElementType::kFloat16:
-      return normalise_as(rgb, block, p, static_cast<Float16*>(out));
-  }
-}
-
 }  // namespace
 
-const RowKernels kRowKernelsAvx2 = {4, horizontal, vertical, normalise};
+const RowKernels kRowKernelsAvx2 = {
+    4, horizontal, vertical, {normalise<float>, normalise<BFloat16Bits>, normalise<Float16Bits>}};
 
 }  // namespace zoomzero
 #endif

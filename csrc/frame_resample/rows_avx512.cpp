@@ -12,15 +12,6 @@
 namespace zoomzero {
 namespace {
 
-inline int32_t rounding(int32_t precision) { return precision > 0 ? 1 << (precision - 1) : 0; }
-
-// A pair of neighbouring int16 weights as the 32-bit unit that a broadcast repeats.
-inline int32_t weight_pair(const int16_t* weights) {
-  int32_t pair;
-  __builtin_memcpy(&pair, weights, sizeof(pair));
-  return pair;
-}
-
 // One 16-byte load of each of the four rows, a row a 128-bit lane.
 ZOOMZERO_AVX512 inline __m512i load_rows(const uint8_t* const* source, int64_t offset) {
   const auto row = [source, offset](int r) ZOOMZERO_AVX512 {
@@ -112,11 +103,7 @@ ZOOMZERO_AVX512 inline void store16(float* out, __m512 values, __mmask16 mask) {
   _mm512_mask_storeu_ps(out, mask, values);
 }
 
-struct BFloat16 {
-  uint16_t bits;
-};
-
-ZOOMZERO_AVX512 inline void store16(BFloat16* out, __m512 values, __mmask16 mask) {
+ZOOMZERO_AVX512 inline void store16(BFloat16Bits* out, __m512 values, __mmask16 mask) {
   // Round to nearest even on the bits; the values are finite.
   const __m512i bits = _mm512_castps_si512(values);
   const __m512i lowest = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -124,16 +111,12 @@ ZOOMZERO_AVX512 inline void store16(BFloat16* out, __m512 values, __mmask16 mask
   _mm256_mask_storeu_epi16(out, mask, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 
-struct Float16 {
-  uint16_t bits;
-};
-
-ZOOMZERO_AVX512 inline void store16(Float16* out, __m512 values, __mmask16 mask) {
+ZOOMZERO_AVX512 inline void store16(Float16Bits* out, __m512 values, __mmask16 mask) {
   _mm256_mask_storeu_epi16(out, mask, _mm512_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 template <typename T>
-ZOOMZERO_AVX512 void normalise_as(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, T* out) {
+ZOOMZERO_AVX512 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
   ChannelShuffle shuffles[kChannels];
   __m512 scale[kChannels], shift[kChannels];
   for (int c = 0; c < kChannels; ++c) {
@@ -154,27 +137,17 @@ ZOOMZERO_AVX512 void normalise_as(const uint8_t* rgb, const PixelBlock& block, c
         const __m128i bytes = _mm_or_si128(_mm_or_si128(_mm_shuffle_epi8(a, part[0]), _mm_shuffle_epi8(b, part[1])),
                                            _mm_shuffle_epi8(d, part[2]));
         const __m512 values = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
-        T* to = out + c * block.plane_stride + y * block.columns + x;
+        T* to = static_cast<T*>(out) + c * block.plane_stride + y * block.columns + x;
         store16(to, _mm512_fmadd_ps(values, scale[c], shift[c]), mask);
       }
     }
   }
 }
 
-ZOOMZERO_AVX512 void normalise(const uint8_t* rgb, const PixelBlock& block, const FrameResampleParams& p, void* out) {
-  switch (p.type) {
-    case ElementType::kFloat32:
-      return normalise_as(rgb, block, p, static_cast<float*>(out));
-    case ElementType::kBFloat16:
-      return normalise_as(rgb, block, p, static_cast<BFloat16*>(out));
-    case ElementType::kFloat16:
-      return normalise_as(rgb, block, p, static_cast<Float16*>(out));
-  }
-}
-
 }  // namespace
 
-const RowKernels kRowKernelsAvx512 = {4, horizontal, vertical, normalise};
+const RowKernels kRowKernelsAvx512 = {
+    4, horizontal, vertical, {normalise<float>, normalise<BFloat16Bits>, normalise<Float16Bits>}};
 
 }  // namespace zoomzero
 #endif

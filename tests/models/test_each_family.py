@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from support.small_families import FAMILY_NAMES, save_small_checkpoint
+from support.tiny_qwen import prepared_prompts
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from zoomzero import ZoomZero, ZoomZeroConfig, ZoomZeroTrainer
 from zoomzero.inputs import load_processor, require_inputs_of
-from zoomzero.looks import PreparedPrompt
 from zoomzero.models import load_model, mrope_positions
 from zoomzero.models.encoding import encode_prompts
 from zoomzero.models.forward import next_token_logps, prefill
@@ -97,16 +97,7 @@ def test_packed_gradients_equal_the_full_rows(engine: ZoomZero, folder: Path, in
     mask = torch.arange(7) < lengths[:, None]
     ids = torch.randint(20, 300, (6, 7), generator=generator) * mask
     weights = torch.randn(6, 7, generator=generator) * mask
-    prompts = [
-        PreparedPrompt(
-            item["input_ids"][0],
-            mrope_positions(model.config, item)[0],
-            item["pixel_values_videos"],
-            item["video_grid_thw"],
-            is_encoded=False,
-        )
-        for item in inputs
-    ]
+    prompts = prepared_prompts(model, inputs)
 
     def weighted(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
         return (

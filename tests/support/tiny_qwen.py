@@ -1,11 +1,13 @@
 """A random 3-layer Qwen2.5-VL and prompts with random frames, for tests of the model-facing code."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import PreTrainedModel, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from zoomzero.looks import PreparedPrompt
 from zoomzero.models import mrope_positions
 
 VIDEO_TOKEN, START_TOKEN, END_TOKEN, PAD_TOKEN, EOS_TOKEN, VOCAB_SIZE = 90, 91, 92, 0, 1, 100
@@ -69,6 +71,23 @@ def random_inputs(shape: PromptShape, seed: int = 0) -> dict[str, Tensor]:
         "video_grid_thw": torch.tensor([shape.grid]),
         "second_per_grid_ts": torch.tensor([shape.seconds]),
     }
+
+
+def prepared_prompts(
+    model: PreTrainedModel, inputs: Sequence[dict[str, Tensor]], features: Sequence[Tensor] | None = None
+) -> list[PreparedPrompt]:
+    """The prompts with their videos' features, or without any with the pixels, which the tower sees in the forward."""
+    visuals = features or [item["pixel_values_videos"] for item in inputs]
+    return [
+        PreparedPrompt(
+            item["input_ids"][0],
+            mrope_positions(model.config, item)[0],
+            visual,
+            item["video_grid_thw"],
+            is_encoded=features is not None,
+        )
+        for item, visual in zip(inputs, visuals, strict=True)
+    ]
 
 
 def full_row_logits(model: Qwen2_5_VLForConditionalGeneration, inputs: dict[str, Tensor], completion: Tensor) -> Tensor:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_qwen import COARSE, SHORT, ZOOM, random_inputs, random_model
+from support.tiny_qwen import COARSE, SHORT, ZOOM, prepared_prompts, random_inputs, random_model
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-from zoomzero.looks import PreparedPrompt
-from zoomzero.models import mrope_positions
 from zoomzero.models.encoding import encode_prompts
 from zoomzero.models.head import HeadProbe
 from zoomzero.training import ZoomZeroConfig
@@ -55,21 +53,11 @@ def _groups(model: Model, *, frozen_tower: bool) -> GroupBatch:
     """Three prompts of different lengths, three responses each (one is empty), off policy and with a KL term."""
     generator = torch.Generator().manual_seed(4)
     inputs = [random_inputs(shape, seed) for seed, shape in enumerate((COARSE, ZOOM, SHORT))]
+    features = None
     if frozen_tower:
         with torch.no_grad():
-            visuals = [prompt.features for prompt in encode_prompts(model, inputs)]
-    else:
-        visuals = [item["pixel_values_videos"] for item in inputs]
-    prompts = [
-        PreparedPrompt(
-            item["input_ids"][0],
-            mrope_positions(model.config, item)[0],
-            visual,
-            item["video_grid_thw"],
-            is_encoded=frozen_tower,
-        )
-        for item, visual in zip(inputs, visuals, strict=True)
-    ]
+            features = [prompt.features for prompt in encode_prompts(model, inputs)]
+    prompts = prepared_prompts(model, inputs, features)
     lengths = torch.tensor([5, 1, 8, 0, 3, 8, 2, 2, 7])
     mask = torch.arange(8) < lengths[:, None]
     token_ids = torch.randint(2, 90, mask.shape, generator=generator) * mask

@@ -4,29 +4,22 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from support.tiny_qwen import COARSE, SHORT, VIDEO_TOKEN, ZOOM, full_row_logits, random_inputs, random_model
+from support.tiny_qwen import (
+    COARSE,
+    SHORT,
+    VIDEO_TOKEN,
+    ZOOM,
+    full_row_logits,
+    prepared_prompts,
+    random_inputs,
+    random_model,
+)
 from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration as Model
 
-from zoomzero.looks import PreparedPrompt
-from zoomzero.models import mrope_positions
 from zoomzero.models.encoding import encode_prompts
 from zoomzero.models.segment_attention import use_segment_attention
 from zoomzero.training.packing import PackedForward, pack_groups
-
-
-def _prepared(model: Model, inputs: Sequence[dict[str, Tensor]]) -> list[PreparedPrompt]:
-    """Prompts with their pixels, which the vision tower sees inside the forward."""
-    return [
-        PreparedPrompt(
-            item["input_ids"][0],
-            mrope_positions(model.config, item)[0],
-            item["pixel_values_videos"],
-            item["video_grid_thw"],
-            is_encoded=False,
-        )
-        for item in inputs
-    ]  # fmt: skip
 
 
 def _logps(model: Model, inputs: Sequence[dict[str, Tensor]], token_ids: Tensor, mask: Tensor) -> Tensor:
@@ -36,11 +29,11 @@ def _logps(model: Model, inputs: Sequence[dict[str, Tensor]], token_ids: Tensor,
         logps = torch.nn.functional.linear(hidden, head.weight).log_softmax(-1)
         return logps.gather(-1, token_ids[..., None])[..., 0]
 
-    return PackedForward(model, model)(_prepared(model, inputs), token_ids, mask, at_head)
+    return PackedForward(model, model)(prepared_prompts(model, inputs), token_ids, mask, at_head)
 
 
 def _hidden(model: Model, inputs: Sequence[dict[str, Tensor]], token_ids: Tensor, mask: Tensor) -> Tensor:
-    return PackedForward(model, model)(_prepared(model, inputs), token_ids, mask, lambda _, hidden: hidden)
+    return PackedForward(model, model)(prepared_prompts(model, inputs), token_ids, mask, lambda _, hidden: hidden)
 
 
 def _completions(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,35 +155,31 @@ def test_streams_that_take_turns_still_get_their_own_frames(folder: Path, spec: 
             assert len(seen[which]) >= 15
 
 
-def test_streaming_decodes_each_packet_once(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def packets(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A one for every packet that is decoded."""
     from zoomzero.video.frame_reader import FrameReader
 
-    packets: list[int] = []
+    seen: list[int] = []
     original = FrameReader._decoded
 
     def counted(self: FrameReader, packet: av.Packet | None) -> list[av.VideoFrame]:
-        packets.append(1)
+        seen.append(1)
         return original(self, packet)
 
     monkeypatch.setattr(FrameReader, "_decoded", counted)
+    return seen
+
+
+def test_streaming_decodes_each_packet_once(plain: Path, packets: list[int]) -> None:
     with open_video(plain) as video:
         for _ in video.stream(np.arange(0, video.duration, 0.1), chunk=3):
             pass
         assert len(packets) <= video.num_frames + 1
 
 
-def test_sparse_times_jump_from_key_frame_to_key_frame(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from zoomzero.video.frame_reader import FrameReader
-
+def test_sparse_times_jump_from_key_frame_to_key_frame(folder: Path, packets: list[int]) -> None:
     path = write_clip(folder, ClipSpec("sparse.mp4", num_frames=600, gop=30))
-    packets: list[int] = []
-    original = FrameReader._decoded
-
-    def counted(self: FrameReader, packet: av.Packet | None) -> list[av.VideoFrame]:
-        packets.append(1)
-        return original(self, packet)
-
-    monkeypatch.setattr(FrameReader, "_decoded", counted)
     with open_video(path, num_threads=1) as video:
         frames, _ = video.frames_at([0.1, 5.1, 10.1, 15.1])
         assert numbers_in(frames) == [3, 153, 303, 453]

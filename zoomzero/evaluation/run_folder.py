@@ -17,11 +17,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from zoomzero.annotations import Sample
 from zoomzero.answering.answer import Answer
+from zoomzero.closable import Closable
 from zoomzero.evaluation.processes import Processes
 from zoomzero.evaluation.records import AnswerRecord
 from zoomzero.files import lock_folder, write_whole
@@ -36,7 +36,7 @@ SUMMARY_FILE = "summary.json"
 _ANSWER_FILE = re.compile(r"answers(\.[0-9]+)?\.jsonl")
 
 
-class RunFolder:
+class RunFolder(Closable):
     """A run's folder in the hands of this process, until it is closed.
 
     kept holds the answers that were found, by their questions' keys; num_set_aside says how many lines were none.
@@ -101,14 +101,6 @@ class RunFolder:
             if handle is not None:
                 os.close(handle)
         self._out = self._lock = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         file = self.path / SETTINGS_FILE

@@ -7,13 +7,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from zoomzero.closable import Closable
 from zoomzero.video.errors import VideoError
 from zoomzero.video.table import FrameTable
 
@@ -32,7 +31,7 @@ Pixels = torch.Tensor | npt.NDArray[np.uint8]
 Times = Sequence[float] | npt.NDArray[np.floating] | torch.Tensor
 
 
-class Video(abc.ABC):
+class Video(Closable):
     """An opened video. Use as a context manager or call `close`; calls from several threads take turns.
 
     Attributes:
@@ -227,14 +226,6 @@ class Video(abc.ABC):
             if not self._closed:
                 self._closed = True
                 self._release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return (

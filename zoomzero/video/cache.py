@@ -7,9 +7,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Self
 
+from zoomzero.closable import Closable
 from zoomzero.video.base import Video
 from zoomzero.video.errors import VideoError
 from zoomzero.video.source import FileState, local_path
@@ -18,7 +17,7 @@ from zoomzero.video.source import FileState, local_path
 Key = tuple[str, int, int]
 
 
-class VideoCache:
+class VideoCache(Closable):
     """Least recently used opened videos, at most `max_videos` of them. Safe to use from several threads.
 
     Args:
@@ -81,14 +80,6 @@ class VideoCache:
             self._idle.clear()
         for video in videos:
             video.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _key(path: str | os.PathLike[str]) -> Key:
