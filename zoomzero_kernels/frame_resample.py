@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -117,31 +116,36 @@ class AxisTables(NamedTuple):
 
     starts, sizes: int32 [out], the first input of each output and how many it sums.
     weights: int16 [out, taps].
-    precision: weights are multiples of 2 ** -precision.
+    view: the addresses of the three for native code, with the precision of the weights.
     """
 
     starts: Tensor
     sizes: Tensor
     weights: Tensor
-    precision: int
+    view: _C.AxisView
 
 
-@functools.cache  # unbounded: a captured CUDA graph reads the tables for as long as it lives
+# Unbounded, and nothing in it is replaced: native code and captured CUDA graphs read the tables by their addresses.
+_axes: dict[tuple[int, int, torch.device, int], AxisTables] = {}
+
+
 def axis_tables(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> AxisTables:
-    """The tables of one axis, their rows padded to a multiple of ``taps_multiple``."""
+    """The tables of one axis, their rows padded to a multiple of ``taps_multiple``; the same ones for ever.
+
+    Threads that ask at the same time may each make some, and all take those that were stored first. With
+    ``functools.cache`` the last would replace, and free, those whose addresses another thread has taken.
+    """
+    key = (in_size, out_size, device, taps_multiple)
+    tables = _axes.get(key)
+    return _axes.setdefault(key, _made_tables(*key)) if tables is None else tables
+
+
+def _made_tables(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> AxisTables:
     starts, sizes, weights, taps, precision = _C.bicubic_axis(in_size, out_size, taps_multiple)
-    return AxisTables(
-        torch.frombuffer(bytearray(starts), dtype=torch.int32).to(device),
-        torch.frombuffer(bytearray(sizes), dtype=torch.int32).to(device),
-        torch.frombuffer(bytearray(weights), dtype=torch.int16).view(-1, taps).to(device),
-        precision,
-    )
-
-
-@functools.cache  # the tables that it points at are cached for ever too
-def _axis_view(in_size: int, out_size: int, device: torch.device, taps_multiple: int) -> _C.AxisView:
-    starts, sizes, weights, precision = axis_tables(in_size, out_size, device, taps_multiple)
-    return _C.AxisView(starts.data_ptr(), sizes.data_ptr(), weights.data_ptr(), weights.shape[1], precision)
+    first, count = (torch.frombuffer(bytearray(values), dtype=torch.int32).to(device) for values in (starts, sizes))
+    weight = torch.frombuffer(bytearray(weights), dtype=torch.int16).view(-1, taps).to(device)
+    view = _C.AxisView(first.data_ptr(), count.data_ptr(), weight.data_ptr(), taps, precision)
+    return AxisTables(first, count, weight, view)
 
 
 def _checked_indices(frames: Tensor, frame_indices: Tensor | None) -> Tensor | None:
@@ -259,8 +263,8 @@ def native_params(
         native.address(frame_indices, torch.int64, num_frames, device),
         num_frames,
         (
-            _axis_view(in_h, out_h, device, 1),
-            _axis_view(in_w, out_w, device, taps_multiple),
+            axis_tables(in_h, out_h, device, 1).view,
+            axis_tables(in_w, out_w, device, taps_multiple).view,
         ),
         (out_h, out_w),
         # x/255/std - mean/std as one multiply-add, the factors rounded once from float64.

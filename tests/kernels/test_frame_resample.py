@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ from support.late_copies import late_copy_module
 from support.places import TESTS
 from torch import Tensor
 
-from zoomzero_kernels import frame_resample, reference
+from zoomzero_kernels import _C, frame_resample, reference
 from zoomzero_kernels.frame_resample_arguments import default_dtype
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -109,6 +111,22 @@ def test_empty_index_list_gives_no_rows() -> None:
     assert frame_resample(frames, none, size=(28, 56), **RAW).shape == (0, 1176)
     assert frame_resample(frames, none, size=(30, 31), layout="tchw", **RAW).shape == (0, 3, 30, 31)
     assert frame_resample(frames[:0], size=(28, 28), **RAW).shape == (0, 1176)
+
+
+def test_threads_that_ask_at_the_same_time_share_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native code has the tables' addresses: a second thread must not replace, and so free, what a first one reads."""
+    from zoomzero_kernels.frame_resample import axis_tables
+
+    both_make, native = threading.Barrier(2, timeout=30), _C.bicubic_axis
+
+    def made_together(*arguments: int) -> tuple[bytes, bytes, bytes, int, int]:
+        both_make.wait()
+        return native(*arguments)
+
+    monkeypatch.setattr(_C, "bicubic_axis", made_together)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: axis_tables(977, 61, torch.device("cpu"), 4), range(2))
+    assert first is second is axis_tables(977, 61, torch.device("cpu"), 4)
 
 
 def test_result_does_not_depend_on_threads() -> None:
@@ -283,7 +301,6 @@ def run_compiled_kernel(
     kernels: CompiledKernels, order: int, frames: Tensor, indices: Tensor | None, **options: Any
 ) -> Tensor:
     """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
-    from zoomzero_kernels import _C
     from zoomzero_kernels.frame_resample import axis_tables, native_params
 
     layout, size = options["layout"], options["size"]
@@ -367,7 +384,6 @@ def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: CompiledKernels, monke
     frames, indices = random_frames(2, 30, 30, 3), torch.tensor([0, 1, 1])
     options: dict[str, Any] = {"size": (28, 28), "layout": "tchw", **NORMALISED}
     expected = frame_resample(frames, indices, **options)
-    from zoomzero_kernels import _C
 
     make_launch = _C.frame_resample_launch
 
