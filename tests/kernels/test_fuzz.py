@@ -60,12 +60,16 @@ def strided(tensor: Tensor, rng: random.Random) -> Tensor:
     return view[tuple(slice(size) for size in tensor.shape)].copy_(tensor)
 
 
-def assert_close(ours: Tensor, plain: Tensor, truth: Tensor, rounding: float, what: str) -> None:
-    """Within twice the error of plain torch in the same dtype, and rounding."""
+def assert_close(
+    ours: Tensor, plain: Tensor, truth: Tensor, rounding: float, what: str, moved: Tensor | None = None
+) -> None:
+    """Within twice the error of plain torch in the same dtype, rounding, and the way to ``moved``, as near as truth."""
     if truth.numel() == 0:
         assert ours.shape == truth.shape, what
         return
     budget = 2 * (plain.double() - truth).abs().max() + rounding * (1 + truth.abs().max())
+    if moved is not None:
+        budget += (moved - truth).abs().max()
     error = (ours.double() - truth).abs().max()
     assert error <= budget, f"{what}: error {error:.3e} over the budget {budget:.3e}"
 
@@ -178,17 +182,24 @@ def fuzz_loss(rng: random.Random, generator: torch.Generator, make_leaves: Any, 
     narrow = [leaf.to(dtype) for leaf in leaves]
     truth = gradients(truth_of, leaves, tokens, options)
     plain = gradients(truth_of, narrow, tokens, options)
+    moved = truth
+    if logps.numel() > 0:
+        # What the rounding of log-probabilities, or of a head's logits, moves through exponentials of differences.
+        step = 2 * max(torch.finfo(torch.float32).eps, torch.finfo(dtype).eps if len(leaves) > 1 else 0.0)
+        nearby = {name: options[name] for name in ("old_logps", "ref_logps") if options[name] is not None}
+        nearby = {name: value + step * logps.abs().max().clamp(min=1) for name, value in nearby.items()}
+        moved = gradients(truth_of, leaves, tokens, options | nearby)
     for name in ("old_logps", "ref_logps", "token_weights", "importance_sampling_ratio", "sampling_logps"):
         if options[name] is not None:
             options[name] = options[name].masked_fill(~tokens[2], math.nan)
     dirty = [strided(leaf, rng) for leaf in narrow]
     dirty[0] = dirty[0].masked_fill(~tokens[2].unsqueeze(-1), math.nan) if rng.random() < 0.5 else dirty[0]
     ours = gradients(function, dirty, tokens, options)
-    for index, values in enumerate(zip(ours, plain, truth, strict=True)):
+    for index, (*values, near) in enumerate(zip(ours, plain, truth, moved, strict=True)):
         # Log-probabilities of a head in 16 bits are rounded as its logits are.
         coarse = index >= len(ours) - len(leaves) or len(leaves) > 1
         rounding = ROUNDING[dtype] if coarse else min(ROUNDING[dtype], ROUNDING[torch.float32])
-        assert_close(*values, rounding, f"{dtype} {list(logits.shape)} value {index} of {options}")
+        assert_close(*values, rounding, f"{dtype} {list(logits.shape)} value {index} of {options}", near)
 
 
 def test_grpo_loss() -> None:
