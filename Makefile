@@ -62,7 +62,7 @@ wheel: setup
 check:
 	.ci/run
 
-# Beside the rivals, so in their environment.
+# At the sizes of docs/performance*.md, into benchmarks/results/. Beside the rivals, so in their environment.
 bench: setup
 	.ci/rivals_environment.sh
 	set -e; for script in benchmarks/bench_*.py; do $(VENV)/rivals/bin/python $$script; done

@@ -16,11 +16,12 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from harness import interleave, peak_bytes, peak_bytes_during, print_table, serve_memory, timing_row, write_results
+from harness import peak_bytes, print_table, serve_memory, write_results
 
 from zoomzero.answering.answer import Answer
 from zoomzero.answering.engine import ZoomZero
 from zoomzero.answering.strategies import STRATEGIES
+from zoomzero.bench.timing import interleave, peak_bytes_during, timing_row
 from zoomzero.synthetic import Clip, make_clips
 from zoomzero.video import open_video
 

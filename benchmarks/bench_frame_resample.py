@@ -11,20 +11,12 @@ import functools
 from collections.abc import Callable
 
 import torch
-from harness import (
-    copy_gigabytes_per_second,
-    interleave,
-    peak_bytes,
-    peak_bytes_during,
-    print_table,
-    serve_memory,
-    timing_row,
-    write_results,
-)
+from harness import peak_bytes, print_table, serve_memory, write_results
 from torch import Tensor
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 from transformers import Qwen2VLVideoProcessor
 
+from zoomzero.bench.timing import copy_gigabytes_per_second, interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import frame_resample, reference
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

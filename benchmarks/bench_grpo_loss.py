@@ -13,19 +13,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from harness import (
-    copy_gigabytes_per_second,
-    interleave,
-    peak_bytes,
-    peak_bytes_during,
-    print_table,
-    serve_memory,
-    timing_row,
-    write_results,
-)
+from harness import peak_bytes, print_table, serve_memory, write_results
 from torch import Tensor
 from trl.trainer.utils import selective_log_softmax
 
+from zoomzero.bench.timing import copy_gigabytes_per_second, interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import grpo_loss, reference, selective_logps
 
 TOKENS, VOCAB = 512, 151936

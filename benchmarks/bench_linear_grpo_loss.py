@@ -12,11 +12,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from harness import interleave, peak_bytes, peak_bytes_during, print_table, serve_memory, timing_row, write_results
+from harness import peak_bytes, print_table, serve_memory, write_results
 from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 from torch import Tensor
 from trl.kernels.chunked_logprob import ChunkedLogProbFunction
 
+from zoomzero.bench.timing import interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import linear_grpo_loss, linear_selective_logps, reference
 
 BATCH, WIDTH, HIDDEN, VOCAB = 8, 128, 2048, 151936

@@ -24,9 +24,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
-from harness import interleave, peak_bytes_during, print_table, timing_row, write_results
+from harness import print_table, write_results
 from shaped_models import SHAPES, Work, load, shaped_model, video_prompts
 
+from zoomzero.bench.timing import interleave, peak_bytes_during, timing_row
 from zoomzero.rollouts import Rollouts, SamplingOptions
 from zoomzero.rollouts.shared_prompt import generate
 from zoomzero.synthetic import tiny_processor

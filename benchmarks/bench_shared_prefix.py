@@ -18,13 +18,14 @@ import tempfile
 from functools import partial
 
 import torch
-from harness import interleave, peak_bytes, peak_bytes_during, print_table, serve_memory, timing_row, write_results
-from shared_prefix_group import Group, dense, dense_mask, flex, make_inputs, ours, step
+from harness import peak_bytes, print_table, serve_memory, write_results
 from shared_prefix_passes import BASES, PASSES, Rows, measure
 from shared_prefix_passes import check as check_passes
 from shared_prefix_passes import measure_memory as measure_memory_of_pass
 from torch import Tensor
 
+from zoomzero.bench.packed_group import Group, dense, dense_mask, flex, make_inputs, ours, step
+from zoomzero.bench.timing import interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import reference
 
 GROUPS = {

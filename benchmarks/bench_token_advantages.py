@@ -6,22 +6,14 @@ The bar: at least 100x faster than the loop. Scaling rows follow the number of r
 from __future__ import annotations
 
 import argparse
-from collections import defaultdict
 from functools import partial
 
 import torch
-from harness import (
-    Timing,
-    interleave,
-    peak_bytes,
-    peak_bytes_during,
-    print_table,
-    serve_memory,
-    timing_row,
-    write_results,
-)
+from harness import peak_bytes, print_table, serve_memory, write_results
 from torch import Tensor
 
+from zoomzero.bench.losses import advantages_in_a_loop
+from zoomzero.bench.timing import Timing, interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import reference, token_advantages
 
 NUM_REWARDS, NUM_SEGMENTS, GROUP = 4, 3, 8
@@ -41,34 +33,11 @@ def make_inputs(batch: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor,
     return rewards, segments, credit, group_ids[torch.randperm(batch, generator=generator)], mask
 
 
-def loop(rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor) -> Tensor:
-    """One response at a time: token rewards, lists by prompt, statistics of each prompt, normalisation."""
-    batch, width = mask.shape
-    token_rewards = torch.zeros(batch, width)
-    by_prompt: dict[int, list[Tensor]] = defaultdict(list)
-    for b in range(batch):
-        for s in range(credit.shape[1]):
-            here = mask[b] & (segments[b] == s)
-            token_rewards[b][here] = (rewards[b] * credit[:, s]).sum()
-        by_prompt[group_ids[b].item()].append(token_rewards[b][mask[b]])
-    means, deviations = {}, {}
-    for prompt, values in by_prompt.items():
-        means[prompt], deviations[prompt] = torch.tensor(0.0), torch.tensor(1.0)
-        if len(values) > 1:
-            together = torch.cat(values)
-            means[prompt], deviations[prompt] = together.mean(), together.std()
-    advantages = torch.zeros(batch, width)
-    for b in range(batch):
-        prompt = group_ids[b].item()
-        advantages[b] = (token_rewards[b] - means[prompt]) / (deviations[prompt] + 1e-6)
-    return advantages * mask
-
-
 def measure_memory(case: str) -> int:
     """Peak memory of "<candidate>|<batch>|<width>", its result included."""
     torch.set_num_threads(2)
     name, batch, width = case.split("|")
-    run = {"ours": token_advantages, "loop": loop}[name]
+    run = {"ours": token_advantages, "loop": advantages_in_a_loop}[name]
     run(*make_inputs(16, 16))
     inputs = make_inputs(int(batch), int(width))
     return peak_bytes_during(lambda: run(*inputs))
@@ -78,10 +47,12 @@ def measure(batch: int, width: int, rounds: int) -> dict[str, Timing]:
     """Check that both agree, then time them in turns."""
     inputs = make_inputs(batch, width)
     truth = reference.token_advantages(*inputs)
-    for run in (token_advantages, loop):
+    for run in (token_advantages, advantages_in_a_loop):
         torch.testing.assert_close(run(*inputs), truth, atol=1e-4, rtol=1e-4)
     return interleave(
-        {"ours": partial(token_advantages, *inputs), "loop": partial(loop, *inputs)}, rounds=rounds, repeats=2
+        {"ours": partial(token_advantages, *inputs), "loop": partial(advantages_in_a_loop, *inputs)},
+        rounds=rounds,
+        repeats=2,
     )
 
 

@@ -11,18 +11,10 @@ import functools
 from collections.abc import Callable
 
 import torch
-from harness import (
-    copy_gigabytes_per_second,
-    interleave,
-    peak_bytes,
-    peak_bytes_during,
-    print_table,
-    serve_memory,
-    timing_row,
-    write_results,
-)
+from harness import peak_bytes, print_table, serve_memory, write_results
 from torch import Tensor
 
+from zoomzero.bench.timing import copy_gigabytes_per_second, interleave, peak_bytes_during, timing_row
 from zoomzero_kernels import reference, token_resample
 
 NUM_SLICES, HEIGHT, WIDTH, DIM = 128, 26, 46, 3584

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import peak_bytes_during, print_table, write_results
+from harness import print_table, write_results
 from peft import LoraConfig
 from published_models import memory_table
 from shaped_models import load, shaped_config, shaped_model
 
+from zoomzero.bench.timing import peak_bytes_during
 from zoomzero.inputs import VideoInputs
 from zoomzero.synthetic import make_clips, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer

@@ -33,11 +33,12 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
 from datasets import Dataset
-from harness import interleave, print_table, timing_row, write_results
+from harness import print_table, write_results
 from shaped_models import HALF_BILLION, SHAPES, load, shaped_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from zoomzero.bench.timing import interleave, timing_row
 from zoomzero.rollouts import Rollouts
 from zoomzero.synthetic import make_clips, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer

@@ -40,7 +40,9 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from harness import git_output, processor_name
+from harness import git_output
+
+from zoomzero.bench.machine import processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIPS = ROOT / ".cache" / "bench_video"

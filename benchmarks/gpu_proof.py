@@ -23,15 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import (
-    copy_gigabytes_per_second,
-    interleave,
-    matmul_teraflops,
-    peak_bytes_during,
-    print_table,
-    timing_row,
-    write_results,
-)
+from harness import print_table, write_results
+
+from zoomzero.bench.timing import interleave, measured_ceilings, peak_bytes_during, timing_row
 
 CHECKOUT = Path(__file__).parent.parent
 # Below ten minutes, so that a stage fits one command where commands are cut there.
@@ -73,22 +67,27 @@ def build(out: Path) -> Rows:
         if status != 0:
             raise RuntimeError(f"build: pip must exit with 0, got {status}: {output}")
         rows.append({"measure": "build", "value": round(time.perf_counter() - started, 1), "unit": "s"})
-    large = device() == "cuda"
-    copied, side = (1 << 32, 8192) if large else (1 << 24, 256)
-    matrices = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-    rows.append({"measure": "copy", "value": copy_gigabytes_per_second(copied, device()), "unit": "GB/s"})
-    for name, dtype in matrices.items():
-        rows.append({"measure": f"matmul {name}", "value": matmul_teraflops(side, dtype, device()), "unit": "TFLOP/s"})
-    return rows
+    copied, side = (1 << 32, 8192) if device() == "cuda" else (1 << 24, 256)
+    ceilings = measured_ceilings(device(), copied, side)
+    return rows + [
+        {"measure": name, "value": value, "unit": "GB/s" if name == "copy" else "TFLOP/s"}
+        for name, value in ceilings.items()
+    ]
 
 
-def _ceiling(out: Path, measure: str) -> float:
-    """A ceiling that the stage "build" measured."""
+def _ceilings(out: Path) -> dict[str, float]:
+    """The ceilings that the stage "build" measured."""
     path = out / "build.json"
     if not path.is_file():
         raise RuntimeError(f"gpu_proof: stage build must have run into {out}, found no {path.name}; add it to STAGES")
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return next(row["value"] for row in rows if row["measure"] == measure)
+    return {row["measure"]: row["value"] for row in rows if row["measure"] != "build"}
+
+
+def _place(full_size: bool) -> Any:
+    from zoomzero.bench.case import Place
+
+    return Place(device(), "gpu" if full_size else "tiny")
 
 
 def tests(out: Path) -> Rows:
@@ -151,22 +150,18 @@ def synchronisations_of(run: Callable[[], object]) -> int | None:
 
 def ops(out: Path) -> Rows:
     """Every op beside eager torch, torch.compile and installed rivals, as a share of the measured ceiling."""
-    from proof_ops import CASES, Place
+    from zoomzero.bench.cases import OPS
+    from zoomzero.bench.measure import share_of_ceiling
 
-    place = Place(device(), small=device() == "cpu")
-    copy, matmul = _ceiling(out, "copy"), _ceiling(out, f"matmul {'float32' if place.small else 'bfloat16'}")
+    place = _place(full_size=device() == "cuda")
+    tiny = place.scale == "tiny"
     rows: Rows = []
-    for cases in CASES:
+    ceilings = _ceilings(out)
+    for cases in OPS:
         for case in cases(place):
-            timings = interleave(
-                case.candidates, rounds=3 if place.small else 20, warmup=1 if place.small else 3, device=device()
-            )
+            timings = interleave(case.candidates, rounds=3 if tiny else 20, warmup=1 if tiny else 3, device=device())
             for name, timing in timings.items():
-                share = None
-                if case.moved_bytes is not None:
-                    share = case.moved_bytes / timing.median_ms / 1e6 / copy
-                elif case.operations is not None:
-                    share = case.operations / timing.median_ms / 1e9 / matmul
+                share = share_of_ceiling(case, timing, ceilings)
                 ours = name == "ours"
                 rows.append(
                     {
@@ -175,7 +170,7 @@ def ops(out: Path) -> Rows:
                         "candidate": name,
                         **timing_row(timing),
                         "times_ours": round(timing.speedup_of(timings["ours"]), 3),
-                        "share_of_ceiling": share and round(share, 4),
+                        "share_of_ceiling": share,
                         "bar": case.bar if ours else None,
                         "peak_megabytes": round(peak_bytes_during(case.candidates[name], device()) / 1e6, 2),
                         "synchronisations": synchronisations_of(case.candidates[name]) if ours else None,
@@ -281,9 +276,9 @@ def main() -> None:
     parser.add_argument("--full-size", action="store_true", help="with --every-op-once: sizes of training")
     options = parser.parse_args()
     if options.every_op_once:
-        from proof_ops import Place, every_op_once
+        from zoomzero.bench.cases import every_op_once
 
-        print(f"{every_op_once(Place(device(), small=not options.full_size))} cases ran on {device()}")
+        print(f"{every_op_once(_place(options.full_size))} cases ran on {device()}")
         return
     out = options.out.resolve()
     if options.stage is not None:

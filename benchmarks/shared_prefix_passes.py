@@ -16,14 +16,15 @@ from typing import Any, cast
 
 import torch
 from datasets import Dataset
-from harness import Timing, interleave, peak_bytes, peak_bytes_during, timing_row
-from shared_prefix_group import Group, dense_mask
+from harness import peak_bytes
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 import zoomzero
+from zoomzero.bench.packed_group import Group, dense_mask
+from zoomzero.bench.timing import Timing, interleave, peak_bytes_during, timing_row
 from zoomzero.integrations.trl import FusedGRPOLossMixin
 from zoomzero.integrations.trl_shared_prefix import SharedPrefixMixin
 from zoomzero_kernels import linear_selective_logps

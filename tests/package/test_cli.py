@@ -181,7 +181,7 @@ def test_train_stops_at_unreadable_videos_and_keeps_the_steps_it_took(
         (["eval", "--benchmark", "lvbench", "--root", "absent"], "get it from https://"),
         (["eval", "--benchmark", "x", "--root", "absent"], "name must be one of nextgqa, rextime,"),
         (["report", "absent"], "`zoomzero train` or `zoomzero demo` first"),
-        (["bench", "--folder", "absent"], "no benchmarks there"),
+        (["bench", "--compare", "absent.json"], "absent.json"),
         (["demo", "--steps", "0"], "steps must be at least 1, got 0"),
     ],
 )

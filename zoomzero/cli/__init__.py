@@ -1,4 +1,4 @@
-"""The command line: zoomzero answer | train | eval | demo | report | bench | doctor, one file per command."""
+"""The command line: zoomzero answer | train | eval | demo | report | serve | bench | doctor, one file per command."""
 
 from __future__ import annotations
 

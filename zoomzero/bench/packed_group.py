@@ -1,10 +1,11 @@
-"""One packed row of a group, and the ways to compute its attention that benchmarks compare."""
+"""One packed row of a group, and the ways to compute its attention that are compared."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class Group:
 def make_inputs(group: Group, device: str = "cpu", dtype: torch.dtype = torch.float32) -> list[Tensor]:
     """query, key and value of one row, as a model hands them over, requiring gradients."""
     generator = torch.Generator(device).manual_seed(0)
-    options = {"generator": generator, "device": device, "dtype": dtype}
+    options: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
     counts = (group.heads, group.key_heads, group.key_heads)
     return [
         torch.randn(1, group.length, count, group.size, **options).transpose(1, 2).requires_grad_() for count in counts
@@ -88,6 +89,6 @@ def flex(group: Group, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 _compiled_flex = torch.compile(flex_attention)
 
 
-def step(attention: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> None:
-    """Forward and backward; gradients are dropped, so that every step allocates them anew."""
-    torch.autograd.grad(attention(*inputs), inputs, grad)
+def step(attention: Callable[..., Tensor], inputs: list[Tensor], grad: Tensor) -> Tensor:
+    """Forward and backward; returns the gradient of the queries, whose size tells if both are right."""
+    return torch.autograd.grad(attention(*inputs), inputs, grad)[0]
