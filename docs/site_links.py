@@ -15,9 +15,18 @@ MOVED = {
 }
 
 
+# A script that a page links to stands at its end.
+SCRIPT = re.compile(r"\]\(\.\./(?P<path>examples/(?P<name>\w+)\.py)\)")
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The page with what it includes, every link to where the site has its target."""
     text = INCLUDE.sub(_included, markdown)
+    scripts = [
+        f"\n## {found['name']}\n\n```python\n{(ROOT / found['path']).read_text(encoding='utf-8')}```\n"
+        for found in SCRIPT.finditer(text)
+    ]
+    text = SCRIPT.sub(r"](#\g<name>)", text) + "".join(scripts)
     for old, new in MOVED.items():
         text = text.replace(old, new)
     return text
