@@ -7,6 +7,7 @@ in a folder of its own under a name by content, serves no other files, and delet
 from __future__ import annotations
 
 import dataclasses
+import html
 import os
 import queue
 import threading
@@ -22,6 +23,7 @@ import gradio
 from zoomzero.answering.answer import AnswerOptions, Pass, Query
 from zoomzero.answering.strategies import STRATEGIES
 from zoomzero.serve.passes import answer_html, passes_html
+from zoomzero.text import escaped
 from zoomzero.video import VideoError, open_video
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 SYSTEM_FONTS = ("system-ui", "sans-serif")
 SYSTEM_MONO = ("ui-monospace", "monospace")
 MAX_QUESTION_CHARACTERS = 2000
+WAITING = "<p>The answer will stand here, and below it what each pass looked at, saw and said.</p>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +79,7 @@ def build_page(engine: ZoomZero, limits: ServeLimits, examples: Sequence[tuple[s
                 strategy = gradio.Dropdown(list(STRATEGIES), value="coarse_to_fine", label="Strategy")
                 button = gradio.Button("Ask", variant="primary")
             with gradio.Column(scale=3):
-                answer = gradio.HTML(label="Answer", elem_id="answer")
+                answer = gradio.HTML(WAITING, label="Answer", elem_id="answer")
                 passes = gradio.HTML(label="Passes", elem_id="passes")
         if examples:
             gradio.Examples([list(row) for row in examples], [video, question, options], cache_examples=False)
@@ -93,11 +96,12 @@ def _ask(engine: ZoomZero, limits: ServeLimits, asked: tuple[str | None, str, st
     texts = tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
     if not path or not (question or "").strip():
         raise gradio.Error("Choose a video and write a question.", print_exception=False)
-    news: queue.Queue[Pass | Answer | Exception] = queue.Queue()
+    news: queue.Queue[float | Pass | Answer | Exception] = queue.Queue()
 
     def work() -> None:
         try:
             with open_video(path, time_limit=limits.time_limit) as video:
+                news.put(video.duration)
                 query = Query(video, question, texts or None)
                 chosen = AnswerOptions(strategy, keep_frames=True)
                 news.put(engine.answer_batch([query], chosen, lambda _, look: news.put(look))[0])
@@ -108,20 +112,25 @@ def _ask(engine: ZoomZero, limits: ServeLimits, asked: tuple[str | None, str, st
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     looks: list[Pass] = []
-    yield "", "<p>Looking at the whole video…</p>"
+    duration = 0.0
+    yield "", "<p>Reading the video…</p>"
     while True:
         found: Any = news.get()
-        if isinstance(found, Pass):
+        if isinstance(found, float):
+            duration = found
+            yield "", passes_html(looks, duration)
+        elif isinstance(found, Pass):
             looks.append(found)
-            yield "", passes_html(looks)
+            yield "", passes_html(looks, duration)
         elif isinstance(found, (VideoError, ValueError)):
-            raise gradio.Error(_without_folder(str(found), path), print_exception=False)
+            raise gradio.Error(_message(str(found), path), print_exception=False)
         elif isinstance(found, Exception):
             raise found
         else:
-            yield answer_html(found), passes_html(found.passes)
+            yield answer_html(found), passes_html(found.passes, duration)
             return
 
 
-def _without_folder(text: str, path: str) -> str:
-    return text.replace(path, os.path.basename(path))
+def _message(error: str, path: str) -> str:
+    """An error without the folder of the uploads, and as text: Gradio shows messages as HTML."""
+    return html.escape(escaped(error.replace(path, os.path.basename(path))))

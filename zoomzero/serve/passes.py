@@ -26,11 +26,10 @@ def answer_html(answer: Answer) -> str:
     )
 
 
-def passes_html(passes: Sequence[Pass]) -> str:
-    """A timeline of the passes so far, then what each saw and said."""
-    # The first pass sees the whole video: its last frame is close to the end.
-    end = max(1.0, *(time for look in passes for time in (*look.plan.timestamps, *(e for _, e in look.looked_at))))
-    return "".join(_pass(look, number, end) for number, look in enumerate(passes, start=1))
+def passes_html(passes: Sequence[Pass], duration: float) -> str:
+    """The video's length, then of the passes so far what each saw and said, on a timeline of `duration` seconds."""
+    seen = "".join(_pass(look, number, duration) for number, look in enumerate(passes, start=1))
+    return f"<p>The video is {duration:.1f} s long.</p>{seen}"
 
 
 def _pass(look: Pass, number: int, end: float) -> str:
