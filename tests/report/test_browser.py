@@ -1,7 +1,7 @@
 """The report's page in Chromium: filters, keys, links, accessibility, scrolling, and nothing on the network."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -214,6 +214,35 @@ def test_two_thousand_questions_keep_few_rows_and_scroll(opened: Any) -> None:
     page.locator(".row .title", has_text="Question 1999").wait_for()
     assert page.locator(".row").count() < 30
     assert page.locator('.row a[href="#q2000"]').count() == 1
+
+
+def test_few_rows_are_made_for_a_filter_a_step_or_a_scroll(opened: Any) -> None:
+    """What a task costs is the rows that it makes: as many as are in sight, however many questions there are."""
+    page = opened("large", "#questions").page
+    page.evaluate(
+        """() => {
+          window.made = 0;
+          new MutationObserver((records) => { for (const one of records) window.made += one.addedNodes.length; })
+            .observe(document.querySelector(".list ol"), {childList: true});
+        }"""
+    )
+
+    def rows_made_by(action: Callable[[], object]) -> int:
+        page.evaluate("window.made = 0")
+        action()
+        # Two frames: one that draws, one after it.
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return page.evaluate("window.made")
+
+    in_sight = page.locator(".row").count()
+    assert in_sight < 30
+    assert rows_made_by(lambda: page.locator('[data-outcome="wrong"]').click()) <= in_sight
+    assert rows_made_by(lambda: page.locator("#search").fill("door")) <= in_sight
+    page.locator("#search").blur()
+    assert rows_made_by(lambda: page.keyboard.press("j")) == 0
+    assert page.locator('.row a[aria-current="true"]').count() == 1
+    scroll = "node => { for (let row = 1; row <= 9; row++) { node.scrollTop = 64 * row; } }"
+    assert rows_made_by(lambda: page.locator(".list").evaluate(scroll)) <= 9 + 1
 
 
 def test_tokens_are_coloured_by_advantage_and_segment(opened: Any) -> None:

@@ -22,14 +22,15 @@ function ticks(low, high, count = 4) {
 
 // rows: [{name, value, low, high, note, colour}] with values in [0, 1].
 function dots(title, rows) {
-  const left = 150, right = WIDTH - 62, rowHeight = 27, height = rows.length * rowHeight + 24;
+  const longest = Math.max(...rows.map((row) => row.name.length));
+  const left = Math.min(215, Math.max(110, 7.2 * longest + 16)), right = WIDTH - 62, rowHeight = 27, height = rows.length * rowHeight + 24;
   const x = (value) => left + (right - left) * value;
   const parts = [0, 0.25, 0.5, 0.75, 1].map((mark) => [
     line(x(mark), 0, x(mark), height - 20), label(x(mark), height - 6, `${100 * mark}`, "middle"),
   ]);
   rows.forEach((row, place) => {
     const y = place * rowHeight + 15;
-    const name = row.name.length > 22 ? `${row.name.slice(0, 21)}…` : row.name;
+    const name = row.name.length > 27 ? `${row.name.slice(0, 26)}…` : row.name;
     parts.push(titled(label(left - 12, y + 4, name, "end", "text.name"), row.note ? `${row.name}: ${row.note}` : row.name));
     if (isNumber(row.low)) parts.push(draw("line.interval", {x1: x(row.low), x2: x(row.high), y1: y, y2: y, style: {stroke: row.colour}}));
     const range = isNumber(row.low) ? ` (95 %: ${percent(row.low)} to ${percent(row.high)})` : "";

@@ -29,18 +29,26 @@ const state = {outcome: "", task: "", length: "", text: "", sort: "file", run: M
 const answerOf = (question) => question.answers[state.run];
 const searched = data.questions.map((question) => [question.question, question.video, question.id, ...question.options, ...question.tasks].join("\n").toLowerCase());
 
-function matches(question, place, outcome = state.outcome) {
+function hasOutcome(question, outcome) {
   const change = CHANGES.find(([name]) => name === outcome);
   const wanted = OUTCOMES.find(([name]) => name === outcome);
-  return question.answers[state.run] !== null && (!change || change[2](question)) && (!wanted || wanted[2](flagsOf(question, state.run)))
-    && (!state.task || question.tasks.includes(state.task)) && (!state.length || question.length === state.length)
-    && (!state.text || state.text.toLowerCase().split(/\s+/).every((word) => searched[place].includes(word)));
+  return (!change || change[2](question)) && (!wanted || wanted[2](flagsOf(question, state.run)));
+}
+
+// Places of the questions that fit all but the outcome.
+function candidates() {
+  const words = state.text.toLowerCase().split(/\s+/).filter(Boolean);
+  return data.questions.map((_, place) => place).filter((place) => {
+    const question = data.questions[place];
+    return question.answers[state.run] !== null && (!state.task || question.tasks.includes(state.task))
+      && (!state.length || question.length === state.length) && words.every((word) => searched[place].includes(word));
+  });
 }
 
 // Places of the questions that fit, in the order that was chosen.
 function choose() {
   const rank = SORTS[state.sort][1];
-  state.shown = data.questions.map((_, place) => place).filter((place) => matches(data.questions[place], place));
+  state.shown = candidates().filter((place) => hasOutcome(data.questions[place], state.outcome));
   const keys = new Map(state.shown.map((place) => [place, rank(data.questions[place], place)]));
   state.shown.sort((a, b) => keys.get(a) - keys.get(b) || a - b);
 }
@@ -59,9 +67,9 @@ function filterBar(onChange) {
     }}, run.name)));
   function refresh() {
     const all = [["", "all", null], ...OUTCOMES, ...(runs.length > 1 ? CHANGES : [])];
-    const had = document.activeElement?.dataset?.outcome;
+    const had = document.activeElement?.dataset?.outcome, places = candidates();
     chips.replaceChildren(...all.map(([name, text]) => {
-      const count = data.questions.reduce((sum, question, place) => sum + matches(question, place, name), 0);
+      const count = places.filter((place) => hasOutcome(data.questions[place], name)).length;
       if (!count && name && name !== state.outcome) return null;
       return make("button.chip", {type: "button", "data-outcome": name || "all", "aria-pressed": String(state.outcome === name), onclick: () => change("outcome", state.outcome === name ? "" : name)},
         text, make("span", {}, count.toLocaleString("en")));

@@ -54,7 +54,16 @@ function questionList(onPick) {
     if (isAbove) inner.prepend(added);
     else inner.append(added);
   }
-  box.addEventListener("scroll", () => draw(false), {passive: true});
+  // However many scroll events a frame brings, rows are drawn once.
+  let isWaiting = false;
+  box.addEventListener("scroll", () => {
+    if (isWaiting) return;
+    isWaiting = true;
+    requestAnimationFrame(() => {
+      isWaiting = false;
+      draw(false);
+    });
+  }, {passive: true});
   new ResizeObserver(() => draw(false)).observe(box);
   return {
     element: box,
@@ -62,13 +71,18 @@ function questionList(onPick) {
     refresh(isNew) {
       inner.style.height = `${state.shown.length * ROW}px`;
       if (isNew) box.scrollTop = 0;
+      // The same questions: the rows stay, but for the mark of the current one.
+      else for (const [order, element] of rows) {
+        if (state.shown[order] === state.current) element.firstChild.setAttribute("aria-current", "true");
+        else element.firstChild.removeAttribute("aria-current");
+      }
       const order = state.shown.indexOf(state.current);
       if (order >= 0 && !isNew) {
         const top = order * ROW;
         if (top < box.scrollTop) box.scrollTop = top;
         else if (top + ROW > box.scrollTop + box.clientHeight && box.clientHeight) box.scrollTop = top + ROW - box.clientHeight;
       }
-      draw(true);
+      draw(isNew);
     },
   };
 }
@@ -79,10 +93,11 @@ function questionsView() {
   const list = questionList((order) => show(order, true));
   const bar = filterBar(() => {
     choose();
-    if (!state.shown.includes(state.current)) state.current = -1;
+    const hidden = !state.shown.includes(state.current);
+    if (hidden) state.current = state.shown[0] ?? -1;
     list.refresh(true);
     tell();
-    if (state.current < 0) show(0, false);
+    if (hidden) show(0, false);
   });
   const view = make("div.questions", {}, make("div.side", {}, bar, count, list.element), detail);
   function tell() {
@@ -111,10 +126,12 @@ function questionsView() {
       Object.assign(state, {outcome: "", task: "", length: "", text: ""});
       if (data.questions[index].answers[state.run] === null) state.run = data.questions[index].answers.findIndex(Boolean);
       choose();
+      list.refresh(true);
     }
     show(state.shown.indexOf(index), true);
   }
   choose();
+  list.refresh(true);
   tell();
   show(0, false);
   return {element: view, step, open, back, refresh: () => list.refresh(false)};
