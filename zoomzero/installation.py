@@ -26,7 +26,8 @@ PACKAGES = (
     ("trl", "training", "train", False),
     ("accelerate", "training, many processes", "train", False),
     ("datasets", "training", "train", False),
-    ("peft", "training with LoRA", None, False),
+    ("peft", "training with LoRA", "train", False),
+    ("gradio", "the page to ask on", "serve", False),
     ("nvidia-dali-cuda130", "reading video on the GPU", "gpu", False),
     ("triton", "loss kernels on the GPU", None, False),
     ("cupy-cuda13x", "arrays of CuPy, without a copy", None, False),
@@ -47,6 +48,21 @@ CODECS = (
     ("motion JPEG", "mjpeg"),
 )
 TRIAL_FRAMES, TRIAL_SIDE = 3, 128
+
+# What `build_info` says, in words.
+KERNEL_FACTS = {
+    "version": "zoomzero_kernels",
+    "torch_running": "torch in use",
+    "cuda_built": "built with CUDA",
+    "driver_cuda": "CUDA of the driver",
+    "cuda_archs": "built for sm_",
+    "cpu_capability": "CPU instructions",
+    "openmp": "threads by OpenMP",
+    "backends": "usable now",
+    "embedded_triton": "Triton of the build",
+    "triton_kernels": "Triton kernels",
+    "shared_prefix_attention": "flash attention",
+}
 
 OPS_IN_CUDA = ("frame_resample", "token_resample")
 OPS_IN_TRITON = ("selective_logps", "grpo_loss", "linear_grpo_loss", "linear_selective_logps", "token_advantages")
@@ -77,7 +93,7 @@ def facts() -> Iterator[Fact]:
         yield kernels
         return
     for name, value in kernels.items():
-        yield Fact("kernels", name, _shown(value))
+        yield Fact("kernels", KERNEL_FACTS.get(name, name), _shown(value))
     yield from _ops(kernels)
     if _version("av") is not None:
         yield from _codecs()
@@ -142,7 +158,7 @@ def _allowed(name: str, version: str) -> tuple[str, str]:
         declared = [Requirement(text) for text in importlib.metadata.requires("zoomzero") or ()]
     except (ImportError, importlib.metadata.PackageNotFoundError):
         return "", ""
-    for extra in ("", "answer", "eval", "train", "gpu"):
+    for extra in ("", "answer", "eval", "train", "serve", "gpu"):
         for requirement in declared:
             applies = requirement.marker is None if not extra else _belongs_to(requirement, extra)
             if requirement.name == name and applies and not requirement.specifier.contains(version, prereleases=True):
@@ -180,7 +196,7 @@ def _ops(kernels: dict[str, Any]) -> Iterator[Fact]:
 
     gpu = torch.cuda.is_available()
     threads = torch.get_num_threads() if kernels["openmp"] else 1
-    cpu = f"native CPU loop ({kernels['cpu_capability']}, {threads} threads)"
+    cpu = f"native CPU loop ({kernels['cpu_capability']}, {threads} thread{'s' * (threads != 1)})"
     for ops, language, missing, remedy in (
         (OPS_IN_CUDA, "CUDA", "this build has no CUDA kernels", "install with nvcc on the PATH"),
         (OPS_IN_TRITON, "Triton", "Triton is missing", "pip install triton"),
@@ -221,9 +237,9 @@ def _trial_file(encoder: str) -> bytes | None:
     import av
     import numpy as np
 
-    file = io.BytesIO()
-    try:
-        with _quiet_stderr(), av.open(file, "w", format="matroska") as container:
+    def encoded() -> bytes:
+        file = io.BytesIO()
+        with av.open(file, "w", format="matroska") as container:
             stream: Any = container.add_stream(encoder, rate=4)
             stream.width = stream.height = TRIAL_SIDE
             stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
@@ -231,9 +247,14 @@ def _trial_file(encoder: str) -> bytes | None:
                 picture = np.full((TRIAL_SIDE, TRIAL_SIDE, 3), 60 * level, np.uint8)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
             container.mux(stream.encode(None))
+        return file.getvalue()
+
+    try:
+        # x265 says farewell when its encoder is freed, which is when the function's names go.
+        with _quiet_stderr():
+            return encoded()
     except (ValueError, av.FFmpegError):
         return None
-    return file.getvalue()
 
 
 def _reads(data: bytes, backend: str) -> bool:
