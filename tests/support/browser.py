@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-# Folder that screenshots are written to, for people to look at; none are written without it.
+# Folder that screenshots are written to, for people to look at (CI keeps it); none are written without it.
 SCREENSHOTS = os.environ.get("ZOOMZERO_SCREENSHOTS")
 
 
