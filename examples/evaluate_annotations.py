@@ -13,7 +13,7 @@ from zoomzero.evaluation import evaluate, load_annotations, write_summary
 from zoomzero.report import read_report, write_report
 from zoomzero.synthetic import make_clips
 
-NUM_CLIPS = 8
+NUM_CLIPS = 4
 
 
 def main() -> None:

@@ -34,11 +34,11 @@ def main() -> None:
             make_clips(Path(folder, "clips"), 2, seed=3)
             path.write_text(RECIPE.format(folder=folder), encoding="utf-8")
         recipe, config = load_recipe(path, dict(change(text) for text in sys.argv[2:]))
-        trainer = train(recipe.model, load_sources(recipe.data, config.seed), config, peft_config=recipe.peft_config())
-        for entry in trainer.state.log_history:
-            if "loss" in entry:
-                rewards = {name: round(value, 3) for name, value in entry.items() if name.startswith("rewards/")}
-                print(f"step {entry['step']}: loss {entry['loss']:.3f}, {rewards}")
+        rows = load_sources(recipe.data, config.seed)
+        _, history = train(recipe.model, rows, config, peft_config=recipe.peft_config())
+        for step, figures in enumerate(history, start=1):
+            rewards = {name: round(value, 3) for name, value in figures.items() if name.startswith("rewards/")}
+            print(f"step {step}: {rewards}")
         print(f"checkpoint: {config.output_dir}", [file.name for file in Path(config.output_dir).glob("*.safetensors")])
 
 

@@ -12,10 +12,10 @@ EXAMPLES = sorted((TESTS.parent / "examples").glob("*.py"))
 # What each must print; groups are numbers to look at.
 SAID = {
     "answer_a_question": r"zoom: looked at .*answer: [A-D] ",
-    "evaluate_annotations": r"num_samples +16\.000.*Acc \(coarse pass\).*page: ",
+    "evaluate_annotations": r"num_samples +8\.000.*Acc \(coarse pass\).*page: ",
     "loss_in_a_plain_loop": r"even (\S+), others odd (\S+).*step 39: first token even (\S+), others odd (\S+)",
     "shared_prefixes": r"3360 tokens given, 560 computed.*differ by at most (\S+).*differ by at most (\S+) of",
-    "train_with_a_recipe": r"step 2: loss .*model\.safetensors",
+    "train_with_a_recipe": r"step 2: {.rewards/.*model\.safetensors",
 }
 
 
