@@ -92,13 +92,12 @@ def main() -> None:
     parser.add_argument("--minutes", type=int, nargs="+", default=[1, 10, 60])
     parser.add_argument("--frames", nargs="+", choices=FRAME_CHOICES, default=list(FRAME_CHOICES))
     options = parser.parse_args()
-    rows = [
-        row
-        for minutes in options.minutes
-        for frames in options.frames
-        for row in rows_of(minutes, frames, options.rounds)
-    ]
-    print_table(rows)
+    rows = []
+    for minutes in options.minutes:
+        for frames in options.frames:
+            part = rows_of(minutes, frames, options.rounds)
+            print_table(part)
+            rows += part
     print(f"written to {write_results('answer', rows)}")
 
 

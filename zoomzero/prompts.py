@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from string import Template
 
+from zoomzero.limits import MAX_QUESTION_CHARACTERS
 from zoomzero.text import escaped
 
 OPTION_LETTERS = "ABCDEFGH"
@@ -64,6 +65,12 @@ class Inquiry:
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise ValueError("question must not be empty; write what is asked about the video")
+        for text in (self.question, *(self.options or ())):
+            if len(text) > MAX_QUESTION_CHARACTERS:
+                raise ValueError(
+                    f"a question, and each option, must have at most {MAX_QUESTION_CHARACTERS} characters, got "
+                    f"{len(text)}: {text!r:.40}...; shorten it"
+                )
         if self.options is not None and not 2 <= len(self.options) <= len(OPTION_LETTERS):
             raise ValueError(
                 f"options must be 2 to {len(OPTION_LETTERS)} texts, got {len(self.options)}; list the possible "

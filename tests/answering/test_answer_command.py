@@ -1,6 +1,7 @@
 """`zoomzero answer` as a user types it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,11 @@ def test_templates_and_subtitles_come_from_files(clip: str, tmp_path: Path, caps
         (["what?", "--prompts", "absent.json"], "absent.json"),
         (["what?", "--options", "a"], "options must be 2 to 8 texts, got 1"),
         (["what?", "--max-rounds", "-1"], "max_rounds must be at least 0, got -1"),
+        ([" "], "question must not be empty"),
+        (["x" * 10_001], "must have at most 10000 characters, got 10001"),
+        (["what?", "--options", "a", "b" * 10_001], "must have at most 10000 characters, got 10001"),
+        (["what?", "--engine", "openai", "--base-url", "http://127.0.0.1:9/v1"], "a server needs the model's name"),
+        (["what?", "--engine", "openai", "--model", "tiny"], "needs base_url"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(
@@ -93,6 +99,12 @@ def test_a_misspelt_strategy_is_wrong_usage(command: list[str], capsys: pytest.C
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"question": "Größe 漢字?"}\n{"question": "b",}', "line 2 is not"),
+        (
+            '[{"question": "a"}, {"question": "b", "options": ["x"]}]',
+            "q.json: question 2: options must be 2 to 8 texts",
+        ),
+        ('[{"question": "a"}, {"question": " "}]', "q.json: question 2: question must not be empty"),
         ("[]", "must hold 1 to 1000 questions, got 0"),
         ("{not json", "must be a JSON list, or lines of JSON objects"),
         ("[[1]]", "question 1 must be an object"),
@@ -109,3 +121,17 @@ def test_bad_files_of_questions_are_refused(
     file.write_text(content)
     assert main(["answer", clip, "--questions", str(file)]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rubbish", "device must be one of torch's, got 'rubbish'; write cpu or cuda"),
+        ("cuda:99", "device must be one of this machine's [0-9]+ GPUs or the cpu, got 'cuda:99'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(
+    clip: str, name: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["answer", clip, "what?", "--device", name]) == 1
+    assert re.search(message, capsys.readouterr().err)

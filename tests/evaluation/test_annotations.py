@@ -153,6 +153,8 @@ def test_of_two_options_with_one_text_either_is_right(tmp_path: Path) -> None:
         ({"duration": "x"}, "'duration' must be a number of seconds >= 0"),
         ({"duration": 0}, "annotations.json, row 1: 'duration' must be above 0 seconds, got 0"),
         ({"duration": float("nan")}, "'duration' must be a number of seconds >= 0, got nan"),
+        ({"question": "x" * 10_001}, "a question must have at most 10000 characters, got 10001; shorten it"),
+        ({"options": ["cat", "x" * 10_001]}, "an option must have at most 10000 characters, got 10001"),
         ({"question_id": 0.5}, "'question_id' must be a name or a number, got 0.5"),
     ],
 )

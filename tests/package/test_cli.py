@@ -81,6 +81,31 @@ def test_eval_counts_a_benchmark_and_its_videos_before_any_model_is_loaded(
     assert re.search(r"videos found +1\nvideos missing +1\nmissing: .*\.mp4\n", output)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--limit", "0", "--check"], "--limit must be at least 1, got 0"),
+        (["--batch-size", "0"], "batch_size must be at least 1, got 0"),
+        (["--num-decoders", "0"], "num_decoders must be at least 1, got 0"),
+        (["--max-skipped-fraction", "2"], "max_skipped_fraction must be in [0, 1], got 2"),
+        (["--prompts", "absent.json"], "absent.json: no such file or directory"),
+    ],
+)
+def test_eval_tells_mistakes_before_a_model_is_loaded(
+    folder: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(folder / "annotations.json"), "--model", "no such model", *options]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "no such model" not in error
+
+
+def test_eval_wants_a_folder_for_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(folder / "annotations.json")
+    assert main(["eval", file, "--run", file]) == 1
+    assert f"{file}: a run needs a folder, got a file" in capsys.readouterr().err
+
+
 def test_eval_lists_rows_that_break_a_rule_and_stops_above_the_limit(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -72,7 +72,7 @@ def test_vllms_responses_are_weighed_by_the_ratio_to_what_it_sampled_from(tmp_pa
 
 def test_a_missing_vllm_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"VllmSampler: vLLM must be installed, got: .*leave use_vllm off"):
+    with pytest.raises(ImportError, match=r"VllmSampler: vLLM must be installed, got: .*run without vLLM"):
         VllmSampler(tmp_path, tiny_model())
 
 

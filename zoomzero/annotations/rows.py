@@ -13,7 +13,7 @@ from typing import Any
 from zoomzero.annotations.files import BrokenLine
 from zoomzero.annotations.sample import Sample
 from zoomzero.intervals import Span
-from zoomzero.limits import MAX_BAD_FRACTION
+from zoomzero.limits import MAX_BAD_FRACTION, MAX_QUESTION_CHARACTERS
 from zoomzero.prompts import OPTION_LETTERS
 
 logger = logging.getLogger("zoomzero.annotations")
@@ -98,6 +98,7 @@ class RowReader:
                 if isinstance(row, BrokenLine):
                     raise RuleError(f"a line must be JSON ({row.reason})", row.text, "restore the line")
                 sample = convert(row, number)
+                _check_lengths(sample)
                 self._check_id(sample)
             except RuleError as error:
                 bad = BadRow(str(file), number, error.rule, error.value, error.remedy)
@@ -127,6 +128,12 @@ class RowReader:
                 f"{self._bad[0]} ({len(self._bad)} of {self._num_rows} rows break a rule, more than "
                 f"max_bad_fraction={self._limit:g} allows)"
             )
+
+
+def _check_lengths(sample: Sample) -> None:
+    for kind, asked in (("a question", sample.question), *(("an option", option) for option in sample.options)):
+        if len(asked) > MAX_QUESTION_CHARACTERS:
+            raise RuleError(f"{kind} must have at most {MAX_QUESTION_CHARACTERS} characters", len(asked), "shorten it")
 
 
 def require_keys(file: Path, rows: Sequence[Any], keys: Iterable[str], source: str) -> None:

@@ -59,6 +59,8 @@ class ModelOptions:
                 f"answer: the engine openai, and no other, needs base_url, got engine={self.engine!r} and "
                 f"base_url={self.base_url!r}; give both or none"
             )
+        if self.engine == "openai" and not self.model:
+            raise ValueError("answer: a server needs the model's name as it knows it, got none; name it with --model")
 
 
 def load_engine(options: ModelOptions, prompts: Prompts | None = None, *, device: str | None = None) -> Engine:

@@ -37,11 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with safe_children():
             return COMMANDS[options.command].run(options)
     except (VideoError, ValueError, TypeError, OSError, ImportError) as error:
-        print(f"zoomzero {options.command}: {error}", file=sys.stderr)
+        print(f"zoomzero {options.command}: {_said(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"zoomzero {options.command}: stopped", file=sys.stderr)
         return 130
+
+
+def _said(error: Exception) -> str:
+    """The error's words; of the system's errors the file and what is wrong with it, without the number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

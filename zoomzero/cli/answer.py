@@ -50,8 +50,13 @@ def run(options: argparse.Namespace) -> int:
     subtitles = None if options.subtitles is None else load_subtitles(options.subtitles)
     questions = _questions(options)
     with open_video(options.video, time_limit=options.time_limit or None) as video:
-        for question, texts in questions:
-            Inquiry(question, texts, video.duration)
+        for number, (question, texts) in enumerate(questions, start=1):
+            try:
+                Inquiry(question, texts, video.duration)
+            except ValueError as error:
+                if options.questions is None:
+                    raise
+                raise ValueError(f"{options.questions}: question {number}: {error}") from error
         if model.model is None:
             print(
                 "zoomzero answer: no --model, so the built-in one answers; it knows the synthetic clips of `zoomzero "
@@ -140,15 +145,31 @@ def _questions(options: argparse.Namespace) -> list[tuple[str, tuple[str, ...] |
         content = opened.read(MAX_QUESTIONS_BYTES + 1)
     if len(content) > MAX_QUESTIONS_BYTES:
         raise ValueError(f"{file}: questions must have at most {MAX_QUESTIONS_BYTES} bytes, got more; split the file")
-    try:
-        text = content.decode("utf-8-sig")
-        is_list = text.lstrip().startswith("[")
-        rows = json.loads(text) if is_list else [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: must be a JSON list, or lines of JSON objects, got {error}; correct it") from error
+    rows = _rows(file, content)
     if not 1 <= len(rows) <= MAX_QUESTIONS:
         raise ValueError(f"{file}: must hold 1 to {MAX_QUESTIONS} questions, got {len(rows)}; split or fill the file")
     return [_question(file, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _rows(file: Path, content: bytes) -> list[Any]:
+    """What a JSON list, or each line of JSON, holds."""
+    place = "the file"
+    try:
+        text = content.decode("utf-8-sig")
+        if text.lstrip().startswith("["):
+            rows: list[Any] = json.loads(text)
+            return rows
+        rows = []
+        # Other separators that splitlines knows may stand inside a JSON text.
+        for number, line in enumerate(text.split("\n"), start=1):
+            place = f"line {number}"
+            if line.strip():
+                rows.append(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file}: must be a JSON list, or lines of JSON objects, in UTF-8; {place} is not: {error}; correct it"
+        ) from error
+    return rows
 
 
 def _question(file: Path, number: int, row: object) -> tuple[str, tuple[str, ...] | None]:

@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     # What is wrong with the options is told before files are read, and a model loaded.
     answers, prompts, _ = answer_options(options, options.num_decoders), prompts_of(options), model_options(options)
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {options.limit}; leave it out for all questions")
     samples = _samples(options)
     if options.check:
         return _check(samples)

@@ -75,9 +75,10 @@ def _estimated(options: argparse.Namespace, chosen: ModelOptions, num_questions:
 
     from zoomzero.answering.memory import estimate_memory, free_bytes
     from zoomzero.inputs import load_processor
+    from zoomzero.models.loading import usable_device
 
     path = str(chosen.model)
-    where = torch.device(chosen.device or device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable_device(chosen.device or device)
     dtype = getattr(torch, chosen.dtype or ("bfloat16" if where.type == "cuda" else "float32"))
     needs = estimate_memory(path, dtype, max_new_tokens=options.max_new_tokens, load_in_4bit=chosen.load_in_4bit)
     budget = options.budget_tokens or load_processor(path).settings.coarse.budget_tokens

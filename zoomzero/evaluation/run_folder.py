@@ -56,7 +56,10 @@ class RunFolder(Closable):
     ) -> None:
         self.path = Path(folder)
         self._processes = processes or Processes()
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise ValueError(f"{self.path}: a run needs a folder, got a file; choose another name") from error
         self._lock = lock_folder(self.path) if self._processes.is_first else None
         self._out: int | None = None
         self.num_set_aside = 0

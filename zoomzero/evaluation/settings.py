@@ -8,6 +8,7 @@ from typing import Any
 
 from zoomzero.answering.answer import AnswerOptions, MoreOptions
 from zoomzero.limits import MAX_SKIPPED_FRACTION, TIME_LIMIT_SECONDS
+from zoomzero.skipping import check_skipped_fraction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class EvaluationSettings:
             raise ValueError(
                 f"evaluate: batch_size must be at least 1, got {self.batch_size}; 1 needs the least memory"
             )
+        check_skipped_fraction("evaluate", self.max_skipped_fraction)
 
     @property
     def num_ahead(self) -> int:

@@ -49,7 +49,8 @@ def load_model(
         load_in_4bit: weights in 4 bits by bitsandbytes (not run by the project).
 
     Raises:
-        ValueError: the checkpoint is of another family than those supported, or device and device_map are both given.
+        ValueError: the checkpoint is of another family than those supported, the device is none of this machine's, or
+            device and device_map are both given.
         ImportError: accelerate (for a device_map) or bitsandbytes is not installed.
     """
     from transformers import AutoConfig
@@ -63,7 +64,7 @@ def load_model(
         raise ValueError(
             f"load_model: device and device_map exclude each other, got {device} and {device_map!r}; leave one out"
         )
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = usable_device(device)
     chosen: Any = dtype or ("auto" if target.type == "cuda" else torch.float32)
     more: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     if load_in_4bit:
@@ -76,6 +77,21 @@ def load_model(
     # Layers that were placed while they were loaded, or are packed in 4 bits, stay where they are.
     loaded: PreTrainedModel = (model if "device_map" in more else model.to(target)).eval()
     return loaded
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device, the GPU if there is one unless told; ValueError where this machine has none of that name."""
+    try:
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"load_model: device must be one of torch's, got {device!r}; write cpu or cuda") from error
+    number = torch.cuda.device_count()
+    if target.type == "cuda" and (target.index or 0) >= number:
+        raise ValueError(
+            f"load_model: device must be one of this machine's {number} GPUs or the cpu, got {str(target)!r}; "
+            "`zoomzero doctor` says what torch sees"
+        )
+    return target
 
 
 def _merged(base: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:

@@ -57,7 +57,7 @@ class VllmSampler:
             from vllm import LLM
         except ImportError as error:
             raise ImportError(
-                f"VllmSampler: vLLM must be installed, got: {error}; install it, or leave use_vllm off"
+                f"VllmSampler: vLLM must be installed, got: {error}; install it, or run without vLLM"
             ) from error
 
         require_vllm()
