@@ -29,9 +29,10 @@ def build_info() -> dict[str, Any]:
         Triton kernels, None without them) and ``triton_kernels``: how the kernels written in Triton are launched by
         architecture, "jit" or "embedded" (the environment variable ZOOMZERO_TRITON_KERNELS chooses).
     """
-    from zoomzero_kernels import _C, cuda_kernels
+    from zoomzero_kernels import _C
     from zoomzero_kernels.attention import flash
-    from zoomzero_kernels.driver import driver_cuda
+    from zoomzero_kernels.host import cuda_kernels
+    from zoomzero_kernels.host.driver import driver_cuda
     from zoomzero_kernels.triton_kernels import launch
 
     gpu = torch.cuda.is_available()

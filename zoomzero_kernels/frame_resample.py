@@ -8,9 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, cuda_kernels, native
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import require_cuda_build, values_are_checked
+from zoomzero_kernels import _C
 from zoomzero_kernels.frame_resample_arguments import (
     LAYOUTS,
     PLANES,
@@ -23,6 +21,9 @@ from zoomzero_kernels.frame_resample_arguments import (
     checked_shape,
     default_dtype,
 )
+from zoomzero_kernels.host import cuda_kernels, native
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import require_cuda_build, values_are_checked
 
 
 @takes_arrays

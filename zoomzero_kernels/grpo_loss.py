@@ -12,8 +12,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import checked_mask_and_ids, describe
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.objectives import PolicyOptions, reads_twice, row_options
 from zoomzero_kernels.policy.options import LossOptions, checked_options, takes_options

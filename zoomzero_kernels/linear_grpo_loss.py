@@ -12,8 +12,8 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import checked_mask_and_ids
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
 from zoomzero_kernels.policy import head, rows
 from zoomzero_kernels.policy.objectives import SQUARE, PolicyOptions, reads_twice, row_options

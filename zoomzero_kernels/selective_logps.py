@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
 from zoomzero_kernels.policy.options import check_temperature
 from zoomzero_kernels.policy.tensors import LOGITS_DTYPES, LogpOutputs, LogpSlopes, LogpStatistics

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.arrays import takes_arrays
 from zoomzero_kernels.attention import flash, merged
 from zoomzero_kernels.attention.blocks import Inputs, Results, blocks_of, flat_layout
+from zoomzero_kernels.host.arrays import takes_arrays
 
 _OP = "shared_prefix_attention"
 

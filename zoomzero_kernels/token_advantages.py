@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, native
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import check_device, check_mask, checked_mask, describe, values_are_checked
+from zoomzero_kernels import _C
+from zoomzero_kernels.host import native
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import check_device, check_mask, checked_mask, describe, values_are_checked
 from zoomzero_kernels.triton_kernels import launch
 from zoomzero_kernels.triton_kernels.token_advantages_launch import token_advantages_launch
 from zoomzero_kernels.triton_kernels.variants import NORMALIZATIONS

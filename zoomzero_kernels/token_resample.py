@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, cuda_kernels, native
-from zoomzero_kernels.arrays import takes_arrays
-from zoomzero_kernels.checks import require_cuda_build
+from zoomzero_kernels import _C
+from zoomzero_kernels.host import cuda_kernels, native
+from zoomzero_kernels.host.arrays import takes_arrays
+from zoomzero_kernels.host.checks import require_cuda_build
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # Products of two sides stay below 2^31, where float32 weights still hold them exactly enough.

@@ -22,7 +22,7 @@ from zoomzero_kernels import (
     token_advantages,
     token_resample,
 )
-from zoomzero_kernels.arrays import takes_arrays
+from zoomzero_kernels.host.arrays import takes_arrays
 
 
 def _calls() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]:

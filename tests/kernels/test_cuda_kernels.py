@@ -18,8 +18,9 @@ from support.places import SUPPORT, TESTS
 from support.recorded_cuda import frame_launch, token_launch
 from support.recorded_driver import build_recording_driver
 
-from zoomzero_kernels import _C, build_info, cuda_kernels, driver, nvrtc
-from zoomzero_kernels.checks import require_cuda_build
+from zoomzero_kernels import _C, build_info
+from zoomzero_kernels.host import cuda_kernels, driver, nvrtc
+from zoomzero_kernels.host.checks import require_cuda_build
 
 
 def run_on_recorder(folder: Path, program: list[str], driver_version: int) -> subprocess.CompletedProcess[str]:
@@ -38,8 +39,9 @@ def run_on_recorder(folder: Path, program: list[str], driver_version: int) -> su
 
 _NO_WAY = """
 import torch
-from zoomzero_kernels import build_info, nvrtc
-from zoomzero_kernels.checks import require_cuda_build
+from zoomzero_kernels import build_info
+from zoomzero_kernels.host import nvrtc
+from zoomzero_kernels.host.checks import require_cuda_build
 nvrtc.find = lambda newest: None
 print(build_info()["driver_cuda"], build_info()["cuda_kernels"])
 require_cuda_build("frame_resample", torch.device("cuda:0"))

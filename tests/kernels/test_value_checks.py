@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zoomzero_kernels import frame_resample, grpo_loss, selective_logps, token_advantages
-from zoomzero_kernels.checks import OPTION, values_are_checked
+from zoomzero_kernels.host.checks import OPTION, values_are_checked
 
 
 def test_the_cpu_is_always_checked_and_other_devices_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:

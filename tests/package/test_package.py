@@ -11,7 +11,8 @@ import pytest
 import torch
 from support.shared_objects import needed_libraries, undefined_symbols
 
-from zoomzero_kernels import _C, build_info, native
+from zoomzero_kernels import _C, build_info
+from zoomzero_kernels.host import native
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:

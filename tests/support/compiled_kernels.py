@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from zoomzero_kernels import _C, nvrtc
+from zoomzero_kernels import _C
+from zoomzero_kernels.host import nvrtc
 
 # (compiler, architecture)
 COMPILERS = [("nvcc", "80"), ("nvcc", "90"), ("nvrtc", "90")]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from zoomzero_kernels import _C, cuda_kernels, driver, nvrtc
+from zoomzero_kernels import _C
 from zoomzero_kernels.frame_resample import native_params as frame_params
+from zoomzero_kernels.host import cuda_kernels, driver, nvrtc
 from zoomzero_kernels.token_resample import _slice_table, device_tables
 from zoomzero_kernels.token_resample import native_params as token_params
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import check_device, describe
+from zoomzero_kernels.host.checks import check_device, describe
 from zoomzero_kernels.policy.tensors import LOGITS_DTYPES
 
 _CHUNK_SHARE = 12

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, ParamSpec, TypedDict, TypeVar, ca
 
 from torch import Tensor
 
-from zoomzero_kernels.checks import describe
+from zoomzero_kernels.host.checks import describe
 
 IMPORTANCE_SAMPLING_LEVELS = ("token", "sequence")
 Parameters = ParamSpec("Parameters")

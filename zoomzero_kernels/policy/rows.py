@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, native
+from zoomzero_kernels import _C
+from zoomzero_kernels.host import native
 from zoomzero_kernels.policy import rows_eager
 from zoomzero_kernels.policy.objectives import PolicyOptions
 from zoomzero_kernels.policy.tensors import LogpOutputs, LogpSlopes, LogpStatistics, PolicyTensors, RowOutputs

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
+from zoomzero_kernels.host.checks import check_device, check_mask, check_token_ids, check_token_tensor, describe
 from zoomzero_kernels.policy.objectives import check_loss_type
 from zoomzero_kernels.policy.options import LossOptions
 from zoomzero_kernels.policy.weights import entropy_weights, policy_factors, token_weights

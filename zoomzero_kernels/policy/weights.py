@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from zoomzero_kernels.checks import check_device, check_token_tensor, values_are_checked
+from zoomzero_kernels.host.checks import check_device, check_token_tensor, values_are_checked
 from zoomzero_kernels.policy.objectives import LOSS_TYPES
 from zoomzero_kernels.policy.options import LossOptions
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import _C, driver, native
+from zoomzero_kernels import _C
+from zoomzero_kernels.host import driver, native
 from zoomzero_kernels.triton_kernels.variants import Variant, jit_function
 
 OPTION = "ZOOMZERO_TRITON_KERNELS"

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from zoomzero_kernels import _C, _built, driver, native, nvrtc
+from zoomzero_kernels import _C, _built
+from zoomzero_kernels.host import driver, native, nvrtc
 
 SOURCES = Path(_C.__file__).parent / "csrc"
 

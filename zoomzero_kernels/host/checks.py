@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-from zoomzero_kernels import cuda_kernels
+from zoomzero_kernels.host import cuda_kernels
 
 OPTION = "ZOOMZERO_CHECK_VALUES"
 
