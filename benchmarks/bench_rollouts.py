@@ -25,7 +25,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
 from harness import print_table, write_results
-from shaped_models import SHAPES, Work, load, shaped_model, video_prompts
+from shaped_models import SHAPES, Work, load, result_name, shaped_model, video_prompts
 
 from zoomzero.bench.timing import interleave, peak_bytes_during, timing_row
 from zoomzero.rollouts import Rollouts, SamplingOptions
@@ -94,7 +94,7 @@ def main() -> None:
         work = FULL if shape == "tiny" else FULL.scaled(options.scale) if options.scale < 1 else FULL
         rows += measure(shape, work, options.rounds)
         print_table(rows)
-    print(f"wrote {write_results('rollouts', rows)}")
+    print(f"wrote {write_results(result_name('rollouts', options.models), rows)}")
 
 
 if __name__ == "__main__":

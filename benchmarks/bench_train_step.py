@@ -34,7 +34,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import torch
 from datasets import Dataset
 from harness import print_table, write_results
-from shaped_models import HALF_BILLION, SHAPES, load, shaped_model
+from shaped_models import HALF_BILLION, SHAPES, load, result_name, shaped_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
@@ -205,6 +205,7 @@ def main() -> None:
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the 0.5B-shaped model's work")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processes", nargs="+", type=int, default=[1, 2], help="two of the 0.5B-shaped take 24 GB")
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     options = parser.parse_args()
     if options.work:
@@ -217,10 +218,10 @@ def main() -> None:
     steps = []
     for shape in options.models:
         for vllm in (False, True) if HAS_VLLM else (False,):
-            for processes in (1, 2):
+            for processes in options.processes:
                 steps.append(phases(shape, processes, vllm, options.scale))
                 print_table(steps[-1:])
-    print(f"wrote {write_results('train_step', [*rows, *steps])}")
+    print(f"wrote {write_results(result_name('train_step', options.models), [*rows, *steps])}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,11 @@ def video_prompts(model: Qwen2_5_VLForConditionalGeneration, work: Work) -> list
         placed = PlacedVideo(grid, 1.0, tuple(float(step) for step in range(steps)))
         prompts.append(EncodedPrompt(ids, mrope_positions(config, inputs)[0], own, (placed,)))
     return prompts
+
+
+def result_name(benchmark: str, shapes: Sequence[str]) -> str:
+    """The name of the result file: of its own where only some of the shapes were measured."""
+    return benchmark if set(shapes) == set(SHAPES) else "_".join((benchmark, *shapes))
 
 
 def load() -> str:
