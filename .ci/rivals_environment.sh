@@ -21,6 +21,6 @@ if [ .ci/rivals.txt -nt $stamp ] || [ .ci/rivals_environment.sh -nt $stamp ] || 
   # The torch that the project is built against must stay.
   .venv/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $rivals/constraints.txt
   $rivals/bin/pip install --quiet --constraint $rivals/constraints.txt --requirement .ci/rivals.txt
-  $rivals/bin/pip install --quiet --no-deps liger-kernel==0.8.5 verl==0.9.1
+  $rivals/bin/pip install --quiet --no-deps liger-kernel==0.8.5 TransferQueue==0.1.11 verl==0.9.1
   touch $stamp
 fi
