@@ -23,7 +23,6 @@ from published_models import memory_table
 from shaped_models import load, shaped_config, shaped_model
 
 from zoomzero.bench.timing import peak_bytes_during
-from zoomzero.bench.timing import peak_bytes_during
 from zoomzero.inputs import VideoInputs
 from zoomzero.synthetic import make_clips, tiny_processor
 from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
