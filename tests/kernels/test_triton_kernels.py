@@ -229,8 +229,11 @@ def test_cuda_equals_cpu(dtype: torch.dtype) -> None:
         leaf = case.logits.to(device, dtype).requires_grad_()
         tensors = [tensor.to(device) for tensor in (*case.tokens, case.old_logps, case.ref_logps)]
         output = grpo_loss(leaf, *tensors[:3], old_logps=tensors[3], ref_logps=tensors[4], beta=0.1)
-        (grad,) = torch.autograd.grad(output.loss, leaf)
-        results.append([value.cpu() for value in (*output, grad)])
+        # A factor of 1 leaves the stored gradient alone, another one goes into it.
+        (whole,) = torch.autograd.grad(output.loss * 1.0, leaf)
+        again = grpo_loss(leaf, *tensors[:3], old_logps=tensors[3], ref_logps=tensors[4], beta=0.1)
+        (scaled,) = torch.autograd.grad(again.loss * -0.5, leaf)
+        results.append([value.cpu() for value in (*output, whole, scaled)])
     for on_cpu, on_cuda in zip(*results, strict=True):
         torch.testing.assert_close(on_cuda, on_cpu, rtol=2e-3, atol=2e-4)
     segments = torch.randint(0, 3, (4, 9)).to(torch.uint8)
