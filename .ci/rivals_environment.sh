@@ -22,5 +22,8 @@ if [ .ci/rivals.txt -nt $stamp ] || [ .ci/rivals_environment.sh -nt $stamp ] || 
   .venv/bin/python -c 'import torch; print("torch==" + torch.__version__.partition("+")[0])' > $rivals/constraints.txt
   $rivals/bin/pip install --quiet --constraint $rivals/constraints.txt --requirement .ci/rivals.txt
   $rivals/bin/pip install --quiet --no-deps liger-kernel==0.8.5 TransferQueue==0.1.11 verl==0.9.1
+  # The transformers that verl asks for, with the two libraries that this one wants older too; on the path of nothing but the
+  # processes of tests/integrations/test_verl_pins.py.
+  $rivals/bin/pip install --quiet --no-deps --target $rivals/verl_pins transformers==5.10.4 tokenizers==0.22.2 huggingface_hub==1.33.0
   touch $stamp
 fi
