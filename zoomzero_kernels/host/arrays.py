@@ -1,4 +1,4 @@
-"""Arrays of other libraries: ops take what offers DLPack without a copy, and answer in kind. Tested with NumPy."""
+"""Arrays of other libraries: ops take what offers DLPack without a copy, and answer in kind. Tested: NumPy, JAX."""
 
 from __future__ import annotations
 
