@@ -25,7 +25,7 @@ def test_build_info_describes_this_installation() -> None:
     assert info["version"].count(".") == 2
     assert info["cpu_capability"] in {"AVX512", "AVX2", "DEFAULT"}
     assert info["backends"]["cpu"] is True
-    assert info["backends"]["cuda"] is (torch.cuda.is_available() and info["cuda_built"] is not None)
+    assert info["backends"]["cuda"] is (torch.cuda.is_available() and info["cuda_kernels"] is not None)
     assert (info["cuda_built"] is None) == (info["cuda_archs"] == [])
 
 
