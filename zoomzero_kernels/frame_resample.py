@@ -21,7 +21,7 @@ from zoomzero_kernels.frame_resample_arguments import (
     checked_shape,
     default_dtype,
 )
-from zoomzero_kernels.host import cuda_kernels, native
+from zoomzero_kernels.host import cuda_kernels, native, registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import require_cuda_build, values_are_checked
 
@@ -186,7 +186,7 @@ def _fill(
         cuda_kernels.run("frame_resample", _C.frame_resample_launch(params, num_processors), frames.device)
 
 
-@torch.library.custom_op("zoomzero::frame_resample", mutates_args=())
+@registration.op("frame_resample", differentiable=False)
 def _frame_resample(
     frames: Tensor,
     frame_indices: Tensor | None,
@@ -201,7 +201,7 @@ def _frame_resample(
     return out
 
 
-@_frame_resample.register_fake
+@torch.library.register_fake("zoomzero::frame_resample")
 def _frame_resample_fake(
     frames: Tensor,
     frame_indices: Tensor | None,

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.host import registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
@@ -48,7 +49,7 @@ def _run(
     return loss, results.logps, results.entropy, results.kl, results.clipped, scale
 
 
-@torch.library.custom_op("zoomzero::grpo_loss", mutates_args=())
+@registration.op("grpo_loss", differentiable=True)
 def _grpo_loss(
     logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float], needs_grad: bool
 ) -> _Outputs:
@@ -58,7 +59,7 @@ def _grpo_loss(
     return (*outputs, logits.new_empty(0) if grad is None else grad)
 
 
-@_grpo_loss.register_fake
+@torch.library.register_fake("zoomzero::grpo_loss")
 def _grpo_loss_fake(
     logits: Tensor, tensors: Sequence[Tensor | None], options: Sequence[float], needs_grad: bool
 ) -> _Outputs:
@@ -84,7 +85,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     return (scaled_once(_OP, grad, grad_loss * scale), *others)
 
 
-_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("zoomzero::grpo_loss", _backward, setup_context=_setup_context)
 
 
 @torch.library.custom_op("zoomzero::grpo_loss_", mutates_args={"logits"})

@@ -12,6 +12,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.host import registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import checked_mask_and_ids
 from zoomzero_kernels.linear_selective_logps import masked_linear_logps
@@ -78,7 +79,7 @@ def _run(
     )  # fmt: skip
 
 
-@torch.library.custom_op("zoomzero::linear_grpo_loss", mutates_args=())
+@registration.op("linear_grpo_loss", differentiable=True)
 def _linear_grpo_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -93,7 +94,7 @@ def _linear_grpo_loss(
     return _run(inputs, tokens, PolicyOptions(*options), head.SoftCap(*softcap), head.HeadNeeds(*needs))
 
 
-@_linear_grpo_loss.register_fake
+@torch.library.register_fake("zoomzero::linear_grpo_loss")
 def _linear_grpo_loss_fake(hidden: Tensor, weight: Tensor, *rest: Any) -> _Outputs:
     dtype, shape = compute_dtype(hidden), hidden.shape[:2]
     logps, entropy, kl, clipped = (hidden.new_empty(shape, dtype=dtype) for _ in range(4))
@@ -141,7 +142,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: Tensor | None) -> tuple[Te
     return (*(scaled_once(_OP, grad, grad_loss * scale) if needed else None for grad, needed in wanted), *others)
 
 
-_linear_grpo_loss.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("zoomzero::linear_grpo_loss", _backward, setup_context=_setup_context)
 
 
 @takes_arrays

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.host import registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import check_mask, check_token_ids, checked_mask_and_ids
 from zoomzero_kernels.policy import head, rows
@@ -24,7 +25,7 @@ def _all_true(like: Tensor) -> Tensor:
     return torch.ones((1, like.shape[0]), dtype=torch.bool, device=like.device)
 
 
-@torch.library.custom_op("zoomzero::linear_selective_logps", mutates_args=())
+@registration.op("linear_selective_logps", differentiable=True)
 def _linear_selective_logps(
     hidden: Tensor,
     weight: Tensor,
@@ -45,7 +46,7 @@ def _linear_selective_logps(
     return logps, entropy, normaliser
 
 
-@_linear_selective_logps.register_fake
+@torch.library.register_fake("zoomzero::linear_selective_logps")
 def _linear_selective_logps_fake(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, token_ids: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +113,7 @@ def _backward(
     return (*(grad if needed else None for grad, needed in zip(grads, needs, strict=True)), *(None,) * 4)
 
 
-_linear_selective_logps.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("zoomzero::linear_selective_logps", _backward, setup_context=_setup_context)
 
 
 def masked_linear_logps(

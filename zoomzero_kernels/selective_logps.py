@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zoomzero_kernels.host import registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import check_mask, check_token_ids, checked_mask_and_ids, describe
 from zoomzero_kernels.policy import rows
@@ -16,7 +17,7 @@ from zoomzero_kernels.policy.tensors import LOGITS_DTYPES, LogpOutputs, LogpSlop
 _OP = "selective_logps"
 
 
-@torch.library.custom_op("zoomzero::selective_logps", mutates_args=())
+@registration.op("selective_logps", differentiable=True)
 def _selective_logps(
     logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,7 +25,7 @@ def _selective_logps(
     return rows.logp_rows(logits, ids, valid, temperature)
 
 
-@_selective_logps.register_fake
+@torch.library.register_fake("zoomzero::selective_logps")
 def _selective_logps_fake(logits: Tensor, token_ids: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return LogpOutputs.zeros(token_ids.shape, logits)
 
@@ -70,7 +71,7 @@ def _backward(
     return grad, None, None, None
 
 
-_selective_logps.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("zoomzero::selective_logps", _backward, setup_context=_setup_context)
 
 
 def masked_logps(op: str, logits: Tensor, token_ids: Tensor, mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

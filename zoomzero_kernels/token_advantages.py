@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.host import native
+from zoomzero_kernels.host import native, registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import check_device, check_mask, checked_mask, describe, values_are_checked
 from zoomzero_kernels.triton_kernels import launch
@@ -28,6 +28,7 @@ def _kernel_inputs(
     rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The tensors as the kernels want them: contiguous, float64 numbers, int64 ids, bool mask."""
+    rewards, credit = rewards.detach(), credit.detach()
     _check_finite("rewards", "response {}, reward {}", "leave NaN ones out with unscored='skip'", rewards)
     _check_finite("credit", "reward {}, segment {}", "give 0 where a reward has no say", credit)
     return (
@@ -64,7 +65,7 @@ def _native(
     return _C.token_advantages_cpu(addresses, shape, normalization, eps, out, torch.get_num_threads())
 
 
-@torch.library.custom_op("zoomzero::token_advantages", mutates_args=(), device_types="cpu")
+@registration.op("token_advantages", differentiable=False)
 def _token_advantages(
     rewards: Tensor,
     segments: Tensor,
@@ -76,9 +77,16 @@ def _token_advantages(
 ) -> Tensor:
     advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
     inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
-    wrong = _native(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
-    if wrong >= 0:
-        raise _segment_error(wrong, credit)
+    if mask.device.type == "cpu":
+        wrong = _native(*inputs, NORMALIZATIONS.index(normalize), eps, advantages)
+        if wrong >= 0:
+            raise _segment_error(wrong, credit)
+        return advantages
+    if values_are_checked(mask):
+        beyond = segments[inputs[4] & (segments >= credit.shape[1])]
+        if beyond.numel() > 0:
+            raise _segment_error(int(beyond[0]), credit)
+    launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
     return advantages
 
 
@@ -112,22 +120,7 @@ def _segment_error(segment: int, credit: Tensor) -> ValueError:
     )
 
 
-@_token_advantages.register_kernel("cuda")
-def _token_advantages_cuda(
-    rewards: Tensor, segments: Tensor, credit: Tensor, group_ids: Tensor, mask: Tensor, *options: Any
-) -> Tensor:
-    advantages = torch.empty(mask.shape, dtype=torch.float32, device=mask.device)
-    inputs = _kernel_inputs(rewards, segments, credit, group_ids, mask)
-    if values_are_checked(mask):
-        wrong = segments[inputs[4] & (segments >= credit.shape[1])]
-        if wrong.numel() > 0:
-            raise _segment_error(int(wrong[0]), credit)
-    normalize, eps = options
-    launch.run(token_advantages_launch(*inputs, normalize, eps, advantages))
-    return advantages
-
-
-@_token_advantages.register_fake
+@torch.library.register_fake("zoomzero::token_advantages")
 def _token_advantages_fake(rewards: Tensor, segments: Tensor, *_: Any) -> Tensor:
     return segments.new_empty(segments.shape, dtype=torch.float32)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoomzero_kernels import _C
-from zoomzero_kernels.host import cuda_kernels, native
+from zoomzero_kernels.host import cuda_kernels, native, registration
 from zoomzero_kernels.host.arrays import takes_arrays
 from zoomzero_kernels.host.checks import require_cuda_build
 
@@ -212,7 +212,7 @@ def native_params(
     )
 
 
-@torch.library.custom_op("zoomzero::token_resample", mutates_args=())
+@registration.op("token_resample", differentiable=True)
 def _token_resample(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tensor:
     _check_arguments(tokens, grid_thw, target_hw)
     grids = _grids(grid_thw, target_hw)
@@ -225,7 +225,7 @@ def _token_resample(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tens
     return _resample(tokens, grids, backward=False)
 
 
-@_token_resample.register_fake
+@torch.library.register_fake("zoomzero::token_resample")
 def _token_resample_fake(tokens: Tensor, grid_thw: Tensor, target_hw: Tensor) -> Tensor:
     _check_arguments(tokens, grid_thw, target_hw)
     return tokens.new_empty(torch.library.get_ctx().new_dynamic_size(), tokens.shape[1])
@@ -255,4 +255,4 @@ def _backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[T
     return torch.ops.zoomzero.token_resample_backward(grad, grid_thw, target_hw, num_tokens), None, None
 
 
-_token_resample.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("zoomzero::token_resample", _backward, setup_context=_setup_context)

@@ -28,7 +28,7 @@ def takes_arrays(op: Callable[Parameters, Result]) -> Callable[Parameters, Resul
         if torch.compiler.is_compiling():
             return op(*arguments, **options)
         given = (*arguments, *options.values())
-        if not any(_is_array(value) for value in given):
+        if not any(map(_is_array_type, map(type, given))):
             return op(*arguments, **options)
         first = next(value for value in given if isinstance(value, Tensor) or _is_array(value))
         result = cast(Callable[..., Any], op)(
@@ -39,8 +39,13 @@ def takes_arrays(op: Callable[Parameters, Result]) -> Callable[Parameters, Resul
     return taking
 
 
+@functools.cache
+def _is_array_type(kind: type) -> bool:
+    return not issubclass(kind, Tensor) and hasattr(kind, "__dlpack__")
+
+
 def _is_array(value: object) -> bool:
-    return not isinstance(value, Tensor) and hasattr(value, "__dlpack__")
+    return _is_array_type(type(value))  # type: ignore[arg-type]  # mypy takes types for unhashable
 
 
 def _as_tensor(value: Any) -> Any:

@@ -80,13 +80,21 @@ def checked_mask(op: str, mask: Tensor) -> Tensor:
     return mask.ne(0).contiguous()
 
 
+def _all_between(token_ids: Tensor, vocab_size: int) -> bool:
+    """Whether all ids are in range, masked ones too, which is the usual case and quickly seen."""
+    if token_ids.numel() == 0:
+        return True
+    low, high = torch.aminmax(token_ids)
+    return int(low) >= 0 and int(high) < vocab_size
+
+
 def checked_mask_and_ids(op: str, token_ids: Tensor, mask: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Bool mask and int64 ids; their values may be checked, ids of masked tokens may be anything.
 
     Runs inside the op implementations, because a check of values cannot be traced by torch.compile.
     """
     valid = checked_mask(op, mask)
-    if values_are_checked(mask):
+    if values_are_checked(mask) and not _all_between(token_ids, vocab_size):
         wrong = valid & ((token_ids < 0) | (token_ids >= vocab_size))
         if bool(wrong.any()):
             received = token_ids[wrong][0].item()

@@ -132,7 +132,8 @@ class LogpSlopes(NamedTuple):
 def loss_output(loss: Tensor, results: RowOutputs, mask: Tensor) -> GRPOLossOutput:
     """The loss with the results of its tokens: means over the valid ones."""
     clipped = results.clipped
-    num_valid = mask.ne(0).sum().clamp(min=1).to(clipped.dtype)
+    valid = mask if mask.dtype == torch.bool else mask.ne(0)
+    num_valid = valid.sum(dtype=clipped.dtype).clamp_(min=1)
     low, high = (clipped < 0).sum() / num_valid, (clipped > 0).sum() / num_valid
     kl = results.kl.sum() / num_valid
     return GRPOLossOutput(loss, results.logps, results.entropy, kl, low + high, low, high, clipped)
