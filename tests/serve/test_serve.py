@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.browser import Watched, chromium
+from support.browser import Watched, accessibility_problems, chromium
 
 from zoomzero.synthetic import make_clips
 
@@ -115,6 +115,13 @@ def test_an_upload_is_answered_pass_by_pass_with_times_and_the_true_length(opene
     assert page.locator("#passes .frames img").count() > 4
     assert page.locator("#passes script, #answer script").count() == 0
     watched.screenshot("serve")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_and_nothing_runs_over_the_edge_of_a_phone(opened: Any, scheme: str) -> None:
+    page = opened(width=390, height=900, scheme=scheme).page
+    assert accessibility_problems(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_an_example_is_answered_after_a_click(opened: Any) -> None:

@@ -51,8 +51,17 @@ class ServeLimits:
 
 
 def theme() -> gradio.themes.Base:
-    """Gradio's plain theme with the fonts of the system: its own would be fetched."""
-    return gradio.themes.Soft(font=SYSTEM_FONTS, font_mono=SYSTEM_MONO)
+    """Gradio's soft theme with the fonts of the system, its own would be fetched, and colours that can be read."""
+    soft = gradio.themes.Soft(primary_hue="teal", font=SYSTEM_FONTS, font_mono=SYSTEM_MONO)
+    titles = ("block_label", "block_title")
+    return soft.set(
+        body_text_color_subdued="*neutral_600",
+        **{f"{title}_text_color": "*primary_800" for title in titles},
+        **{f"{title}_text_color_dark": "*primary_100" for title in titles},
+        **{f"{title}_background_fill_dark": "*primary_800" for title in titles},
+        **{f"button_primary_background_fill{part}": "*primary_700" for part in ("", "_dark")},
+        **{f"button_primary_background_fill_hover{part}": "*primary_800" for part in ("", "_dark")},
+    )
 
 
 def build_page(engine: ZoomZero, limits: ServeLimits, examples: Sequence[tuple[str, str, str]] = ()) -> gradio.Blocks:
@@ -70,7 +79,7 @@ def build_page(engine: ZoomZero, limits: ServeLimits, examples: Sequence[tuple[s
     with gradio.Blocks(
         title="zoomzero", analytics_enabled=False, delete_cache=(limits.keep_seconds, limits.keep_seconds)
     ) as page:
-        gradio.Markdown("## Ask a video\nIt is looked at as a whole, then again where the evidence is.")
+        gradio.Markdown("# Ask a video\nIt is looked at as a whole, then again where the evidence is.")
         with gradio.Row():
             with gradio.Column(scale=2):
                 video = gradio.Video(label="Video", sources=["upload"], height=260)

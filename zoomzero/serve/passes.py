@@ -10,7 +10,7 @@ from zoomzero.intervals import Span
 from zoomzero.report.frames import encoded_sheet, shown_times
 from zoomzero.text import escaped
 
-FRAME_PIXELS = 96
+FRAME_PIXELS, NUM_LARGE = 128, 8
 GREEN, BLUE, GREY = "#17774a", "#2160c4", "#8a94a0"
 
 
@@ -64,12 +64,15 @@ def _frames(look: Pass) -> str:
         return ""
     times = shown_times(look.plan.timestamps, look.plan.size)
     places = [look.plan.timestamps.index(time) for time in times]
+    # The few frames of a zoom are looked at closely.
+    height = FRAME_PIXELS if len(times) <= NUM_LARGE else FRAME_PIXELS // 2
     frames = "".join(
-        f'<img src="{encoded_sheet(look.frames[place : place + 1], [time])["url"]}" alt="frame at {time:.1f} s" '
-        f'title="{time:.1f} s" style="height:{FRAME_PIXELS}px;image-rendering:pixelated;display:inline-block">'
+        f'<figure style="margin:0"><img src="{encoded_sheet(look.frames[place : place + 1], [time])["url"]}" '
+        f'alt="frame at {time:.1f} s" style="height:{height}px;image-rendering:pixelated;display:block">'
+        f'<figcaption style="font-size:.75rem">{time:.1f} s</figcaption></figure>'
         for place, time in zip(places, times, strict=True)
     )
-    return f'<div class="frames">{frames}</div>'
+    return f'<div class="frames" style="display:flex;flex-wrap:wrap;gap:.4rem">{frames}</div>'
 
 
 def _spans(spans: Sequence[Span]) -> str:
