@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 from harness import peak_bytes, print_table, serve_memory, write_results
-from shared_prefix_passes import BASES, PASSES, Rows, measure
+from shared_prefix_passes import BASES, PASSES, TRAINERS, Rows, measure
 from shared_prefix_passes import check as check_passes
 from shared_prefix_passes import measure_memory as measure_memory_of_pass
 from torch import Tensor
@@ -132,7 +132,10 @@ def main() -> None:
             check_passes(folder)
     if arguments.layers:
         shape = Rows(2048, 8, 128, arguments.layers, arguments.dtype)
-        save(f"shared_prefix_{arguments.layers}_layers_{arguments.dtype}", {shape: arguments.candidates}, arguments)
+        for name, kind in (("shared_prefix", PASSES), ("shared_prefix_trl", TRAINERS)):
+            candidates = [candidate for candidate in arguments.candidates if candidate in kind]
+            if candidates:
+                save(f"{name}_{arguments.layers}_layers_{arguments.dtype}", {shape: candidates}, arguments)
     if not arguments.no_table:
         shapes = {Rows(*shape, 1, arguments.dtype): candidates for shape, candidates in TABLE.items()}
         save(f"shared_prefix_table_{arguments.dtype}", shapes, arguments)
