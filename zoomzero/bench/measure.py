@@ -41,7 +41,7 @@ def ceilings(device: str) -> dict[str, float]:
     """What this machine can do at best; see `measured_ceilings`."""
     on_cpu = torch.device(device).type == "cpu"
     # Far larger than any cache, and as large as what is measured here.
-    return measured_ceilings(device, num_bytes=1 << 28 if on_cpu else 1 << 32, side=512 if on_cpu else 8192)
+    return measured_ceilings(device, num_bytes=1 << 28 if on_cpu else 1 << 32, side=1024 if on_cpu else 8192)
 
 
 def share_of_ceiling(case: Case, timing: Timing, ceilings: Mapping[str, float]) -> float | None:

@@ -112,17 +112,20 @@ def interleave(
 
 
 def copy_gigabytes_per_second(num_bytes: int = 1 << 28, device: str = "cpu") -> float:
-    """Bytes read plus bytes written a second by torch's own copy, on the CPU by the present number of threads."""
+    """Bytes read plus bytes written a second by torch's own copy, on the CPU by the present number of threads.
+
+    The best of several rounds, as for `matmul_teraflops`: what disturbs a round takes away from what can be done.
+    """
     source, target = (torch.zeros(num_bytes, dtype=torch.uint8, device=device) for _ in range(2))
     timing = interleave({"copy": lambda: target.copy_(source)}, rounds=5, device=device)["copy"]
-    return 2 * num_bytes / timing.median_ms / 1e6
+    return 2 * num_bytes / min(timing.seconds) / 1e9
 
 
 def matmul_teraflops(side: int, dtype: torch.dtype, device: str = "cpu") -> float:
     """10^12 operations a second of torch's product of two square matrices of random numbers."""
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     timing = interleave({"matmul": lambda: a @ b}, rounds=10, warmup=3, device=device)["matmul"]
-    return 2 * side**3 / timing.median_ms / 1e9
+    return 2 * side**3 / min(timing.seconds) / 1e12
 
 
 def measured_ceilings(device: str, num_bytes: int, side: int) -> dict[str, float]:
