@@ -1,46 +1,20 @@
-"""frame_resample against torchvision, transformers, the reference, and its own compiled CUDA kernel."""
+"""frame_resample against torchvision, transformers and the reference."""
 
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from support.compiled_kernels import COMPILERS, CompiledKernels, compiled_kernels, nvcc_ptx, of_module
-from support.late_copies import late_copy_module
+from support.frames import MEAN, NORMALISED, RAW, SHAPES, STD, random_frames, strided_views
 from support.places import TESTS
 from torch import Tensor
 
 from zoomzero_kernels import _C, frame_resample, reference
 from zoomzero_kernels.frame_resample_arguments import default_dtype
-
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-# mean 0 and std 1/255 leave the uint8 values as they are
-RAW: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-NORMALISED: dict[str, Any] = {"mean": MEAN, "std": STD}
-
-
-def random_frames(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-# Down- and upsampling, one axis each way, unchanged, odd sides, sides of a few pixels, ratio 30 and beyond.
-SHAPES = [
-    ((72, 128), (28, 56)),
-    ((37, 53), (112, 56)),
-    ((56, 84), (56, 84)),
-    ((30, 200), (84, 28)),
-    ((5, 7), (28, 28)),
-    ((1, 1), (28, 28)),
-    ((840, 843), (28, 28)),
-    ((1080, 64), (28, 28)),
-]
 
 
 @pytest.mark.parametrize(("source", "size"), SHAPES)
@@ -82,20 +56,6 @@ def test_patch_order(num_frames: int, temporal_patch_size: int, patch_size: int,
     ours = frame_resample(frames, size=(side, 2 * side), **layout, **RAW)
     truth = reference.frame_resample(frames, size=(side, 2 * side), **layout, **RAW)
     assert torch.equal(ours, truth)
-
-
-def strided_views() -> dict[str, Tensor]:
-    wide = random_frames(5, 33, 64, 3)
-    return {
-        "channels first": random_frames(5, 3, 33, 47).permute(0, 2, 3, 1),
-        "pitch": wide[:, :, :47],
-        "every second frame": random_frames(10, 33, 47, 3)[::2],
-        "every second pixel": random_frames(5, 66, 94, 3)[:, ::2, ::2],
-        "RGBA": random_frames(5, 33, 47, 4)[..., :3],
-        "BGR by flip": random_frames(5, 33, 47, 3).flip(3),
-        "unaligned start": random_frames(5 * 33 * 47 * 3 + 1)[1:].view(5, 33, 47, 3),
-        "expanded frame": random_frames(1, 33, 47, 3).expand(5, -1, -1, -1),
-    }
 
 
 @pytest.mark.parametrize("name", strided_views())
@@ -147,7 +107,7 @@ def test_result_does_not_depend_on_threads() -> None:
 DIGEST_PROGRAM = """
 import hashlib, os, torch
 from zoomzero_kernels import build_info, frame_resample
-from kernels.test_frame_resample import NORMALISED, SHAPES, random_frames, strided_views
+from support.frames import NORMALISED, SHAPES, random_frames, strided_views
 digest = hashlib.sha256()
 for source, size in SHAPES:
     for layout in ("patches", "tchw"):
@@ -295,107 +255,6 @@ def test_bad_arguments(error: type[Exception], message: str, change: dict[str, A
     arguments = {"frames": random_frames(2, 30, 40, 3), "frame_indices": None, **GOOD, **change}
     with pytest.raises(error, match="frame_resample: .*" + message):
         frame_resample(arguments.pop("frames"), arguments.pop("frame_indices"), **arguments)
-
-
-def run_compiled_kernel(
-    kernels: CompiledKernels, order: int, frames: Tensor, indices: Tensor | None, **options: Any
-) -> Tensor:
-    """The compiled CUDA kernel on the CPU, with the very parameters that a launch on a GPU would get."""
-    from zoomzero_kernels.frame_resample import axis_tables, native_params
-
-    layout, size = options["layout"], options["size"]
-    expected = frame_resample(frames, indices, **options)
-    out = torch.full_like(expected, float("nan"))
-    patches = (0, 1, 1) if layout == "tchw" else (14, 2, 2)
-    native = native_params(frames, indices, out, size, [*options["mean"], *options["std"]], patches, 1)
-    launch = _C.frame_resample_launch(native, 1)
-    assert launch.shared_bytes > 0
-    sides = zip(frames.shape[1:3], size, strict=True)
-    tables = [table for side in sides for table in axis_tables(*side, frames.device, 1)[:3]]
-    kernels.launch(launch, order, [frames, out, *tables, *([] if indices is None else [indices])])
-    return out
-
-
-# Small shapes that reach every tail: (source, size, layout). Strips that end early, ratio 30 with narrow bands,
-# upsampling.
-KERNEL_SHAPES = [
-    ((33, 47), (28, 56), "patches"),
-    ((20, 18), (56, 84), "patches"),
-    ((64, 300), (28, 140), "patches"),
-    ((420, 433), (28, 28), "patches"),
-    ((41, 150), (19, 131), "tchw"),
-    ((700, 30), (3, 5), "tchw"),
-]
-
-
-@pytest.fixture(scope="module", params=COMPILERS, ids="-".join)
-def kernel(
-    request: pytest.FixtureRequest, ptxhost: ModuleType, checkout: Path, tmp_path_factory: pytest.TempPathFactory
-) -> CompiledKernels:
-    return compiled_kernels(ptxhost, checkout, "frame_resample", request.param, tmp_path_factory.mktemp("ptx"))
-
-
-@pytest.mark.parametrize(("source", "size", "layout"), KERNEL_SHAPES)
-@pytest.mark.parametrize("order", [0, 1, 2])
-def test_compiled_kernel_equals_cpu(
-    kernel: CompiledKernels, order: int, source: tuple[int, int], size: tuple[int, int], layout: str
-) -> None:
-    frames, indices = random_frames(3, *source, 3), torch.tensor([2, 0, 0])
-    options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
-    assert torch.equal(
-        run_compiled_kernel(kernel, order, frames, indices, **options), frame_resample(frames, indices, **options)
-    )
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", strided_views())
-def test_compiled_kernel_strides(kernel: CompiledKernels, name: str, dtype: torch.dtype) -> None:
-    frames = strided_views()[name]
-    options: dict[str, Any] = {"size": (28, 56), "layout": "patches", "dtype": dtype, **NORMALISED}
-    assert torch.equal(run_compiled_kernel(kernel, 2, frames, None, **options), frame_resample(frames, None, **options))
-
-
-# (420, 433) goes through both buffers many times.
-@pytest.mark.parametrize(("source", "size", "layout"), [KERNEL_SHAPES[0], KERNEL_SHAPES[3]])
-def test_every_use_of_an_asynchronous_copy_stands_behind_its_wait(
-    ptxhost: ModuleType,
-    checkout: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    source: tuple[int, int],
-    size: tuple[int, int],
-    layout: str,
-) -> None:
-    frames = random_frames(2, *source, 3)
-    options: dict[str, Any] = {"size": size, "layout": layout, **NORMALISED}
-    expected = frame_resample(frames, None, **options)
-    ptx = nvcc_ptx(checkout, "frame_resample", "90", tmp_path)
-    assert "cp.async.cg.shared.global" in ptx
-    late = of_module(late_copy_module(ptxhost, ptx, monkeypatch))
-    for order in (0, 1, 2):
-        assert torch.equal(run_compiled_kernel(late, order, frames, None, **options), expected)
-    # What stands behind no wait is found: without waiting nothing ever lands.
-    assert ptx.count("cp.async.wait_all;") == 3  # one a type
-    never = of_module(late_copy_module(ptxhost, ptx.replace("cp.async.wait_all;", ""), monkeypatch))
-    assert not torch.equal(run_compiled_kernel(never, 0, frames, None, **options), expected)
-
-
-def test_compiled_kernel_shows_a_bad_index_as_nan(kernel: CompiledKernels, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, indices = random_frames(2, 30, 30, 3), torch.tensor([0, 1, 1])
-    options: dict[str, Any] = {"size": (28, 28), "layout": "tchw", **NORMALISED}
-    expected = frame_resample(frames, indices, **options)
-
-    make_launch = _C.frame_resample_launch
-
-    def launch_with_bad_indices(*arguments: Any) -> Any:
-        indices[0], indices[2] = -1, 2
-        return make_launch(*arguments)
-
-    monkeypatch.setattr(_C, "frame_resample_launch", launch_with_bad_indices)
-    out = run_compiled_kernel(kernel, 0, frames, indices, **options)
-    assert torch.equal(out[1], expected[1])
-    assert out[0].isnan().all()
-    assert out[2].isnan().all()
 
 
 def test_patches_of_frames_on_a_gpu_are_bfloat16_unless_told() -> None:
