@@ -126,6 +126,24 @@ def test_a_file_that_is_no_earlier_run_is_refused(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "tpu9"], "device must be one of torch's, got 'tpu9'"),
+        (["--device", "cuda:77"], "device must be one of this machine's"),
+        (["--json", "/"], "it is a folder"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_measured(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "ceilings", None)
+    assert main(["bench", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
 def test_an_unknown_op_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "ceilings", lambda device: AT_BEST)
     assert main(["bench", "--only", "nothing"]) == 1

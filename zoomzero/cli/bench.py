@@ -25,13 +25,16 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    import torch
-
     from zoomzero.bench.measure import BenchOptions, ceilings, document, failures, measure
     from zoomzero.bench.table import Table, differences, read_old
+    from zoomzero.devices import usable_device
+    from zoomzero.files import check_writable, write_whole
 
+    # What cannot be is told before minutes of measuring.
     old = read_old(options.compare) if options.compare else None
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.json:
+        check_writable(options.json)
+    device = str(usable_device(options.device))
     chosen = BenchOptions(device, options.quick, tuple(options.only))
     at_best = ceilings(device)
     empty = document(chosen, at_best, [])
@@ -47,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     if not rows:
         raise ValueError(f"--only: no op's name holds {' or '.join(options.only)}; leave it out to see all")
     if options.json:
-        options.json.write_text(json.dumps(document(chosen, at_best, rows), indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(document(chosen, at_best, rows), indent=1) + "\n")
         print(f"\nwritten to {options.json}")
     failed = failures(rows)
     for line in failed:

@@ -74,8 +74,8 @@ def _estimated(options: argparse.Namespace, chosen: ModelOptions, num_questions:
     import torch
 
     from zoomzero.answering.memory import estimate_memory, free_bytes
+    from zoomzero.devices import usable_device
     from zoomzero.inputs import load_processor
-    from zoomzero.models.loading import usable_device
 
     path = str(chosen.model)
     where = usable_device(chosen.device or device)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from zoomzero.devices import usable_device
 from zoomzero.models.adapters import ADAPTER_CONFIG, base_of
 from zoomzero.models.families import family_of
 
@@ -77,21 +78,6 @@ def load_model(
     # Layers that were placed while they were loaded, or are packed in 4 bits, stay where they are.
     loaded: PreTrainedModel = (model if "device_map" in more else model.to(target)).eval()
     return loaded
-
-
-def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device, the GPU if there is one unless told; ValueError where this machine has none of that name."""
-    try:
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"load_model: device must be one of torch's, got {device!r}; write cpu or cuda") from error
-    number = torch.cuda.device_count()
-    if target.type == "cuda" and (target.index or 0) >= number:
-        raise ValueError(
-            f"load_model: device must be one of this machine's {number} GPUs or the cpu, got {str(target)!r}; "
-            "`zoomzero doctor` says what torch sees"
-        )
-    return target
 
 
 def _merged(base: PreTrainedModel, adapter: str | os.PathLike[str]) -> PreTrainedModel:
