@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,10 @@ def measured_memory(case: str) -> int:
     return peak_bytes_during(lambda: ask(engine, clip, strategy))
 
 
-def rows_of(minutes: int, frames: str, rounds: int) -> list[dict[str, Any]]:
+def rows_of(minutes: int, frames: str, rounds: int, strategies: Sequence[str]) -> list[dict[str, Any]]:
     """One row per strategy."""
     engine, clip = engine_with(frames), clip_of(minutes)
-    calls = {name: functools.partial(ask, engine, clip, name) for name in STRATEGIES}
+    calls = {name: functools.partial(ask, engine, clip, name) for name in strategies}
     answers = {name: call() for name, call in calls.items()}
     timings = interleave(calls, rounds=rounds)
     rows = []
@@ -74,6 +75,8 @@ def rows_of(minutes: int, frames: str, rounds: int) -> list[dict[str, Any]]:
                 "strategy": name,
                 **timing_row(timings[name]),
                 "times_single": round(timings[name].speedup_of(timings["single"]), 2),
+                "times_single_cpu": round(timings[name].cpu_speedup_of(timings["single"]), 2),
+                "cpu_seconds_above_single": round((timings[name].cpu_ms - timings["single"].cpu_ms) / 1e3, 2),
                 "passes": len(answer.passes),
                 "visual_tokens": answer.total_cost.visual_tokens,
                 "text_tokens": answer.total_cost.text_tokens,
@@ -91,11 +94,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=int, nargs="+", default=[1, 10, 60])
     parser.add_argument("--frames", nargs="+", choices=FRAME_CHOICES, default=list(FRAME_CHOICES))
+    parser.add_argument(
+        "--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), help="single among them"
+    )
     options = parser.parse_args()
     rows = []
     for minutes in options.minutes:
         for frames in options.frames:
-            part = rows_of(minutes, frames, options.rounds)
+            # Printed as they come: an hour takes minutes.
+            part = rows_of(minutes, frames, options.rounds, options.strategies)
             print_table(part)
             rows += part
     print(f"written to {write_results('answer', rows)}")
