@@ -29,7 +29,7 @@ from zoomzero.training import ZoomZeroConfig, ZoomZeroTrainer
 from zoomzero.training.memory import Launch, training_memory
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-CASES = [(lora, checkpointing) for lora in (False, True) for checkpointing in (False, True)]
+CASES = [(lora, checkpointing) for checkpointing in (False, True) for lora in (False, True)]
 
 
 def _settings(folder: str, shape: dict[str, Any], *, lora: bool, checkpointing: bool) -> ZoomZeroConfig:
@@ -115,7 +115,7 @@ def main() -> None:
             subprocess.run(command, check=True)
             rows.append(json.loads(Path(result.name).read_text()))
         print_table(rows)
-    print(f"wrote {write_results('train_memory', rows)}")
+        print(f"wrote {write_results('train_memory', rows)}")
 
 
 if __name__ == "__main__":

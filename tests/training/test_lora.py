@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoomzero import ZoomZero
+from zoomzero.annotations import load_annotations
 from zoomzero.models.adapters import adapters_off, merged_weights, without_wrapper
 from zoomzero.models.loading import load_model
 from zoomzero.rollouts import SamplingOptions
@@ -22,6 +23,7 @@ from zoomzero.synthetic import make_clips, tiny_checkpoint
 from zoomzero.training import ZoomZeroTrainer
 from zoomzero.training.loss import group_logps, group_loss
 from zoomzero.training.packing import PackedForward
+from zoomzero.training.run import train, train_config
 
 Build = Callable[..., ZoomZeroTrainer]
 
@@ -181,3 +183,21 @@ def test_generation_uses_the_adapters(build: Build, varied_rewards: None) -> Non
     theirs = generate(merged, encoded, options)
     assert torch.equal(ours.token_ids, theirs.token_ids)
     torch.testing.assert_close(ours.logps, theirs.logps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_loads_frozen_weights_in_the_computations_type(
+    rows: list[dict[str, Any]], varied_rewards: None, tmp_path: Path, bf16: bool
+) -> None:
+    """Adapters stay float32, in which steps of 1e-6 are not lost."""
+    samples = load_annotations(Path(rows[0]["video"]).parent / "annotations.json")
+    config = train_config(
+        tmp_path / "out", steps=1, prompts=2, num_generations=4, max_completion_length=6, bf16=bf16, warmup_steps=0
+    )
+    trained, history = train(None, samples, config, peft_config=LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    types = {name: parameter.dtype for name, parameter in trained.model.named_parameters()}
+    assert {kind for name, kind in types.items() if "lora_" in name} == {torch.float32}
+    frozen = torch.bfloat16 if bf16 else torch.float32
+    assert {kind for name, kind in types.items() if "lora_" not in name} == {frozen}
+    assert history[0]["grad_norm"] > 0
+    assert ZoomZero.from_pretrained(tmp_path / "out").model.dtype == torch.float32
