@@ -125,6 +125,8 @@ def test_matches_transformers_processor(family: str, source: tuple[int, int], ta
     # The processor chooses the size itself, near this area; Qwen3-VL counts the pixels of all frames, padding included.
     area = target[0] * target[1] * (1 if family == "Qwen2VL" else 4)
     processor = getattr(transformers, f"{family}VideoProcessor")
+    if min(source) < 2 * patch_size and not without_cap(processor):
+        pytest.skip("this release of transformers refuses frames smaller than a token")
     output = processor()(
         videos=[frames.permute(0, 3, 1, 2)],
         size={"shortest_edge": area * 8 // 10, "longest_edge": area * 12 // 10},

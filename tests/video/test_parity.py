@@ -117,6 +117,8 @@ def test_qwen3_inputs_equal_the_transformers_processor(
     qwen3: tuple[Qwen3VLProcessor, VideoInputs], tmp_path: Path, spans: list[tuple[float, float]] | None
 ) -> None:
     theirs, mine = qwen3
+    if "replace_video_token" not in vars(Qwen3VLProcessor):
+        pytest.skip("releases of transformers before 5.10 take the template's own pair of vision tokens away")
     assert (mine.geometry.patch_size, mine.geometry.mean, mine.geometry.std) == (16, (0.5,) * 3, (0.5,) * 3)
     question, options = "Which letter is on the red sign?", ("A", "12")
     with open_video(write_clip(tmp_path, ClipSpec("clip.mp4", b_frames=2, num_frames=300))) as video:
