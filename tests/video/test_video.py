@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 import av
+import av.logging
 import numpy as np
 import pytest
 import torch
@@ -312,6 +313,17 @@ def test_many_threads_share_one_video(plain: Path) -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+def test_decoders_do_not_log_through_python(plain: Path) -> None:
+    """As torchvision 0.24 makes them: a thread of a decoder that logs would wait for ever for whoever closes it."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with open_video(plain) as video:
+            assert av.logging.get_level() is None
+            assert video.num_frames > 0
+    finally:
+        av.logging.set_level(None)
 
 
 def test_closing_releases_the_file(plain: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+import av.logging
 from av.stream import Discard, Disposition
 
 from zoomzero.video.appended import top_level_boxes
@@ -161,12 +162,23 @@ def open_container(source: Source, options: OpenOptions) -> av.container.InputCo
         VideoError: the file is missing, empty, unreadable or no video container.
         TypeError: `source` is none of these kinds.
     """
+    _keep_python_out_of_logging()
     target = check_source(source)
     limits = {"protocol_whitelist": "file", "format_whitelist": ALLOWED_FORMATS, "max_pixels": str(options.max_pixels)}
     try:
         return av.open(target, mode="r", options=limits, metadata_errors="replace")
     except (av.FFmpegError, ValueError, EOFError, UnicodeError) as error:
         raise VideoError(source_name(source), _why_unreadable(source, error)) from error
+
+
+def _keep_python_out_of_logging() -> None:
+    """Take back PyAV's logging through Python, which torchvision 0.24 turns on when it is imported.
+
+    A decoder's thread that logs then waits for the interpreter, which whoever closes the decoder holds while waiting
+    for that thread: neither ever goes on.
+    """
+    if av.logging.get_level() is not None:
+        av.logging.set_level(None)
 
 
 def _why_unreadable(source: Source, error: Exception) -> str:
