@@ -60,7 +60,9 @@ def measured_memory(case: str) -> int:
     return peak_bytes_during(lambda: ask(engine, clip, strategy))
 
 
-def rows_of(minutes: int, frames: str, rounds: int, strategies: Sequence[str]) -> list[dict[str, Any]]:
+def rows_of(
+    minutes: int, frames: str, rounds: int, strategies: Sequence[str], *, without_memory: bool
+) -> list[dict[str, Any]]:
     """One row per strategy."""
     engine, clip = engine_with(frames), clip_of(minutes)
     calls = {name: functools.partial(ask, engine, clip, name) for name in strategies}
@@ -81,7 +83,9 @@ def rows_of(minutes: int, frames: str, rounds: int, strategies: Sequence[str]) -
                 "visual_tokens": answer.total_cost.visual_tokens,
                 "text_tokens": answer.total_cost.text_tokens,
                 "gigaflops": round(answer.total_cost.flops / 1e9, 3),
-                "extra_peak_megabytes": round(peak_bytes(__file__, f"{minutes}/{name}/{frames}") / 1e6, 1),
+                "extra_peak_megabytes": None
+                if without_memory
+                else round(peak_bytes(__file__, f"{minutes}/{name}/{frames}") / 1e6, 1),
             }
         )
     return rows
@@ -97,12 +101,13 @@ def main() -> None:
     parser.add_argument(
         "--strategies", nargs="+", choices=list(STRATEGIES), default=list(STRATEGIES), help="single among them"
     )
+    parser.add_argument("--without-memory", action="store_true", help="leave out what needs a fresh process")
     options = parser.parse_args()
     rows = []
     for minutes in options.minutes:
         for frames in options.frames:
             # Printed as they come: an hour takes minutes.
-            part = rows_of(minutes, frames, options.rounds, options.strategies)
+            part = rows_of(minutes, frames, options.rounds, options.strategies, without_memory=options.without_memory)
             print_table(part)
             rows += part
     print(f"written to {write_results('answer', rows)}")
