@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,9 @@ def test_mixed_precision(cast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyP
     ours, our_grads = loss_and_gradient(trainer, FusedTrainer._compute_loss, make_inputs(True))
     theirs, their_grads = loss_and_gradient(trainer, GRPOTrainer._compute_loss, make_inputs(True))
     # bfloat16 keeps 8 bits; with the head in float32 only the layers below it, the same in both, are rounded.
-    torch.testing.assert_close(ours, theirs, rtol=5e-5 if cast else 5e-3, atol=1e-6)
+    # TRL 1.14, which has no fused head, is a little farther off.
+    exact = 5e-5 if version("trl").startswith("1.14.") else 1e-5
+    torch.testing.assert_close(ours, theirs, rtol=exact if cast else 5e-3, atol=1e-6)
     for mine, other in zip(our_grads, their_grads, strict=True):
         torch.testing.assert_close(mine, other, rtol=5e-2, atol=5e-4)
 

@@ -185,7 +185,8 @@ def fuzz_loss(rng: random.Random, generator: torch.Generator, make_leaves: Any, 
     moved = truth
     if logps.numel() > 0:
         # What the rounding of log-probabilities, or of a head's logits, moves through exponentials of differences.
-        step = 2 * max(torch.finfo(torch.float32).eps, torch.finfo(dtype).eps if len(leaves) > 1 else 0.0)
+        # Two float32 roundings, of the logit and of the normaliser; half a unit of a head's own type for its logits.
+        step = max(2 * torch.finfo(torch.float32).eps, torch.finfo(dtype).eps / 2 if len(leaves) > 1 else 0.0)
         nearby = {name: options[name] for name in ("old_logps", "ref_logps") if options[name] is not None}
         nearby = {name: value + step * logps.abs().max().clamp(min=1) for name, value in nearby.items()}
         moved = gradients(truth_of, leaves, tokens, options | nearby)
