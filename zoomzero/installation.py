@@ -56,6 +56,7 @@ KERNEL_FACTS = {
     "cuda_built": "built with CUDA",
     "driver_cuda": "CUDA of the driver",
     "cuda_archs": "built for sm_",
+    "cuda_kernels": "CUDA kernels",
     "cpu_capability": "CPU instructions",
     "openmp": "threads by OpenMP",
     "backends": "usable now",
@@ -198,7 +199,7 @@ def _ops(kernels: dict[str, Any]) -> Iterator[Fact]:
     threads = torch.get_num_threads() if kernels["openmp"] else 1
     cpu = f"native CPU loop ({kernels['cpu_capability']}, {threads} thread{'s' * (threads != 1)})"
     for ops, language, missing, remedy in (
-        (OPS_IN_CUDA, "CUDA", "this build has no CUDA kernels", "install with nvcc on the PATH"),
+        (OPS_IN_CUDA, "CUDA", "CUDA kernels are missing", "pip install nvidia-cuda-nvrtc, or install with nvcc"),
         (OPS_IN_TRITON, "Triton", "Triton is missing", "pip install triton"),
     ):
         for name in ops:
